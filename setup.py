@@ -1,0 +1,54 @@
+# Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+extras = {
+    # Video decoders beside PyAV. torchcodec needs the system's FFmpeg libraries; from 0.14 on it is linked to CUDA.
+    "decord": ["decord==0.6.0; sys_platform == 'linux' and platform_machine == 'x86_64'"],
+    "torchcodec": ["torchcodec>=0.11.1,<0.14"],
+    "deepspeed": ["deepspeed>=0.19.8"],
+    "evaluate": ["evaluate>=0.4.6"],
+}
+extras["test"] = ["pytest>=9", "pytest-timeout>=2.4", "hypothesis>=6.170"] + extras["decord"]
+extras["dev"] = extras["test"] + ["ruff>=0.17.5,<0.18"]
+
+setup(
+    name="trl_temporal",
+    version="0.1.0.dev0",
+    description="Train and evaluate temporally grounded video-language models with TRL",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="The trl_temporal authors",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["trl_temporal", "trl_temporal.*"]),
+    package_data={"trl_temporal": ["report/*.j2"]},
+    # Lower bounds are the versions that the tests run with.
+    install_requires=[
+        "torch>=2.13",
+        "trl>=1.16,<2",
+        "transformers>=5.18,<6",
+        "peft>=0.21",
+        "accelerate>=1.15",
+        "datasets>=5.2",
+        "av>=18",
+        "numpy",
+        "pillow",
+        "rich",
+        "tqdm",
+        "safetensors",
+        "jinja2",
+    ],
+    extras_require=extras,
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

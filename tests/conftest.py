@@ -1,0 +1,82 @@
+# Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
+"""Shared fixtures: a small EventWorld of real mp4 files and a tiny random model. No network, no GPU."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # the examples and recipes are scripts, not part of the package
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The real clips, where they are."""
+    path = Path(os.environ.get("TRL_TEMPORAL_REALDATA", ROOT.parent / "shared" / "realdata"))
+    if not path.is_dir():
+        pytest.skip("real clips not found: set TRL_TEMPORAL_REALDATA")
+    return path
+
+
+@pytest.fixture(scope="session")
+def event_world(tmp_path_factory):
+    """Three training, one validation and one test video with their rows."""
+    from trl_temporal.data.event_world import build_event_world
+
+    return build_event_world(
+        tmp_path_factory.mktemp("event_world"), num_train=3, num_validation=1, num_test=1, progress=False
+    )
+
+
+@pytest.fixture(scope="session")
+def preferences(event_world):
+    """One preference pair for each training row that admits one."""
+    from trl_temporal.synthesis.preference import make_preferences
+
+    return make_preferences(event_world["train"], seed=0)
+
+
+@pytest.fixture(scope="session")
+def tiny_dir(tmp_path_factory, event_world) -> Path:
+    """A saved tiny D2VLM with random weights whose `<evi>` similarities are spread out."""
+    from trl_temporal.models.tiny import build_tiny_d2vlm
+
+    torch.manual_seed(0)
+    texts = [row["prompt"][0]["content"][-1]["text"] for row in event_world["train"]]
+    texts += [row["completion"][0]["content"][0]["text"] for row in event_world["train"]]
+    model, processor = build_tiny_d2vlm(texts, vocab_size=320, hidden_size=32, num_hidden_layers=3, image_size=16)
+    with torch.no_grad():
+        for head in (model.model.evi_head, model.model.frame_head):
+            head[3].weight.mul_(20)
+            head[3].bias.normal_()
+    path = tmp_path_factory.mktemp("tiny")
+    model.save_pretrained(path)
+    processor.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def tiny(tiny_dir):
+    """A fresh copy of the tiny model, and its processor."""
+    from trl_temporal import D2VLMForConditionalGeneration, D2VLMProcessor
+
+    return (
+        D2VLMForConditionalGeneration.from_pretrained(tiny_dir, dtype=torch.float32),
+        D2VLMProcessor.from_pretrained(tiny_dir),
+    )
+
+
+@pytest.fixture
+def read_video(tiny, tmp_path_factory):
+    """Reader of videos with the tiny processor's sampling."""
+    from trl_temporal.data.frame_cache import FrameCache
+
+    processor = tiny[1]
+    return FrameCache(
+        tmp_path_factory.getbasetemp() / "frames", fps=processor.fps, size=processor.image_size
+    )

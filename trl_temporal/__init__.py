@@ -1,0 +1,50 @@
+# Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
+"""
+TRL for temporally grounded video-language models.
+
+The public names are imported on first use, so that `import trl_temporal` is quick and loads no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from .evaluation.callback import GroundedEvaluationCallback
+    from .evaluation.evaluator import GroundedEvaluator
+    from .evaluation.generation import GroundedAnswer, generate_answers
+    from .models.d2vlm import D2VLMConfig, D2VLMForConditionalGeneration, D2VLMProcessor
+    from .spans import Span
+    from .trainer.evidence_sft_config import EvidenceSFTConfig
+    from .trainer.evidence_sft_trainer import EvidenceSFTTrainer
+    from .trainer.fpo_config import FPOConfig
+    from .trainer.fpo_trainer import FPOTrainer
+
+__version__ = "0.1.0.dev0"
+
+_MODULE_OF = {
+    "D2VLMConfig": "models.d2vlm",
+    "D2VLMForConditionalGeneration": "models.d2vlm",
+    "D2VLMProcessor": "models.d2vlm",
+    "EvidenceSFTConfig": "trainer.evidence_sft_config",
+    "EvidenceSFTTrainer": "trainer.evidence_sft_trainer",
+    "FPOConfig": "trainer.fpo_config",
+    "FPOTrainer": "trainer.fpo_trainer",
+    "GroundedAnswer": "evaluation.generation",
+    "GroundedEvaluationCallback": "evaluation.callback",
+    "GroundedEvaluator": "evaluation.evaluator",
+    "Span": "spans",
+    "generate_answers": "evaluation.generation",
+}
+
+__all__ = list(_MODULE_OF)
+
+
+def __getattr__(name: str):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'trl_temporal' has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])

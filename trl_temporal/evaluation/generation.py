@@ -1,0 +1,116 @@
+# Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
+"""Grounded answers of a model, batched."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ..data.collator import PromptCollator
+from ..data.frame_cache import FrameCache
+from ..spans import Span
+
+
+@dataclass
+class GroundedAnswer:
+    """
+    An answer with its evidence.
+
+    Args:
+        text (`str`):
+            The response, with `<evi>` where it refers to evidence.
+        evidence (`list[Span]`):
+            Spans of the evidence stage in seconds.
+        response (`list[Span]`):
+            Spans of the `<evi>` in `text`, in order.
+        salience (`np.ndarray` of shape `(E, T)`):
+            Similarity in `[0, 1]` of every `<evi>` of both stages to every frame.
+        timestamps_s (`np.ndarray` of shape `(T,)`):
+            Timestamps of the frames in seconds.
+        duration_s (`float`):
+            Duration of the video in seconds.
+    """
+
+    text: str
+    evidence: list[Span]
+    response: list[Span]
+    salience: np.ndarray
+    timestamps_s: np.ndarray
+    duration_s: float
+
+    def __str__(self) -> str:
+        """The text with every `<evi>` written in seconds."""
+        text = self.text
+        for span in self.response:
+            text = text.replace("<evi>", f"[{span}]", 1)
+        return text
+
+
+@torch.no_grad()
+def generate_answers(
+    model,
+    processor,
+    rows: Iterable[dict],
+    *,
+    batch_size: int = 32,
+    max_new_tokens: int = 256,
+    read_video: Callable | None = None,
+    progress: bool = True,
+) -> list[GroundedAnswer]:
+    r"""
+    Answers the prompts of `rows`, greedily.
+
+    Args:
+        model ([`D2VLMForConditionalGeneration`]):
+            The model; put in evaluation mode for the call.
+        processor ([`D2VLMProcessor`]):
+            Its processor.
+        rows (`Iterable[dict]`):
+            Rows with `prompt` and `videos`. Rows next to each other that share a video have it encoded once.
+        batch_size (`int`, *optional*, defaults to `32`):
+            Rows per batch.
+        max_new_tokens (`int`, *optional*, defaults to `256`):
+            Longest answer in tokens.
+        read_video (`Callable`, *optional*):
+            Reader of the entries of `videos`; decodes with the processor's sampling by default.
+        progress (`bool`, *optional*, defaults to `True`):
+            Whether to show a progress bar.
+
+    Returns:
+        `list[GroundedAnswer]`, in the order of the rows.
+    """
+    rows = list(rows)
+    if read_video is None:
+        read_video = FrameCache(None, fps=processor.fps, size=processor.image_size, max_frames=processor.max_frames)
+    collate = PromptCollator(processor, read_video)
+    was_training = model.training
+    model.eval()
+    answers = []
+    try:
+        for start in tqdm(range(0, len(rows), batch_size), desc="Generating", disable=not progress):
+            batch = collate(rows[start : start + batch_size])
+            inputs = batch["inputs"].to(model.device)
+            output = model.generate(
+                **inputs, max_new_tokens=max_new_tokens, do_sample=False, return_dict_in_generate=True
+            )
+            for answer, timestamps_s, duration_s in zip(
+                processor.post_process_grounded(output, inputs, batch["timestamps_s"], batch["duration_s"]),
+                batch["timestamps_s"],
+                batch["duration_s"],
+                strict=True,
+            ):
+                answers.append(
+                    GroundedAnswer(
+                        text=answer["text"],
+                        evidence=[Span(*span) for span in answer["evidence"]],
+                        response=[Span(*span) for span in answer["response"]],
+                        salience=answer["salience"],
+                        timestamps_s=np.asarray(timestamps_s),
+                        duration_s=duration_s,
+                    )
+                )
+    finally:
+        model.train(was_training)
+    return answers

@@ -1,0 +1,117 @@
+# Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
+"""Configuration of D2VLM. This file travels to the Hub as remote code: torch and transformers only."""
+
+from typing import Literal
+
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+
+class D2VLMConvStemConfig(PreTrainedConfig):
+    r"""
+    Configuration of the small convolutional frame encoder that is trained from scratch on EventWorld.
+
+    Args:
+        image_size (`int`, *optional*, defaults to `64`):
+            Height and width of a frame in pixels; a multiple of `2 ** (len(channels) + 1)`.
+        channels (`list[int]`, *optional*, defaults to `[32, 64, 128]`):
+            Output channels of the convolutions: one of stride 4, then some of stride 2.
+        hidden_size (`int`, *optional*, defaults to `128`):
+            Size of the one feature vector per frame.
+        num_temporal_layers (`int`, *optional*, defaults to `2`):
+            Residual convolutions over time (kernel 3) after the spatial ones.
+        difference_scale (`float`, *optional*, defaults to `2.0`):
+            Factor on the differences to the previous and to the next frame, which enter as extra channels: without
+            them the events of a moving object are close to invisible in single frames.
+    """
+
+    model_type = "d2vlm_conv_stem"
+    base_config_key = "vision_config"
+
+    image_size: int = 64
+    channels: list[int] | tuple[int, ...] = (32, 64, 128)
+    hidden_size: int = 128
+    num_temporal_layers: int = 2
+    difference_scale: float = 2.0
+
+
+class D2VLMConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`D2VLMForConditionalGeneration`] ([D2VLM](https://huggingface.co/papers/2512.24097)).
+
+    Args:
+        text_config (`PreTrainedConfig` or `dict`, *optional*):
+            Configuration of the language model; any decoder that `AutoModel` builds. Defaults to Phi-3.
+        vision_config (`PreTrainedConfig` or `dict`, *optional*):
+            Configuration of the vision tower: `blip_2_vision_model` (EVA ViT-G/14 of the paper, the default) or
+            `d2vlm_conv_stem`.
+        qformer_config (`PreTrainedConfig` or `dict`, *optional*):
+            Configuration of the Q-Former of the compressor. `None` when the vision tower yields one vector per frame.
+        num_query_tokens (`int`, *optional*, defaults to `32`):
+            Queries of the Q-Former.
+        video_token_id (`int`, *optional*, defaults to `32010`):
+            Id of the placeholder that stands once per frame.
+        evidence_token_id (`int`, *optional*, defaults to `32011`):
+            Id of `<evi>`.
+        evidence_end_token_id (`int`, *optional*, defaults to `32012`):
+            Id of `</evi>`.
+        capture_layer (`int`, *optional*, defaults to `6`):
+            Number of decoder layers after which the frame states are read that `<evi>` tokens capture (§3.2).
+        similarity_layer (`int`, *optional*, defaults to `-2`):
+            Entry of `hidden_states` from which the similarity between `<evi>` and the frames is computed; `-2` is the
+            input of the last decoder layer.
+        video_attention (`str`, *optional*, defaults to `"causal"`):
+            `"causal"`, or `"bidirectional"` to let the frames of a video see each other (released checkpoints).
+        salience_threshold (`float`, *optional*, defaults to `0.6`):
+            A frame is salient if its similarity is at least this share of the largest one.
+    """
+
+    model_type = "d2vlm"
+    sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig, "qformer_config": AutoConfig}
+
+    text_config: dict | PreTrainedConfig | None = None
+    vision_config: dict | PreTrainedConfig | None = None
+    qformer_config: dict | PreTrainedConfig | None = None
+    num_query_tokens: int = 32
+    video_token_id: int = 32010
+    evidence_token_id: int = 32011
+    evidence_end_token_id: int = 32012
+    capture_layer: int = 6
+    similarity_layer: int = -2
+    video_attention: Literal["causal", "bidirectional"] = "causal"
+    salience_threshold: float = 0.6
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        self.text_config = _as_config(self.text_config, default="phi3")
+        self.vision_config = _as_config(self.vision_config, default="blip_2_vision_model")
+        if self.qformer_config is not None:
+            self.qformer_config = _as_config(self.qformer_config, default="instructblip_qformer")
+            self.qformer_config.encoder_hidden_size = self.vision_config.hidden_size
+        elif self.vision_config.model_type != "d2vlm_conv_stem":
+            raise ValueError(
+                f"`qformer_config` is required with the vision tower {self.vision_config.model_type!r}, which yields "
+                "many patches per frame. Pass `qformer_config={}` for the defaults of InstructBLIP's Q-Former."
+            )
+        if self.text_config.model_type == "phi3":
+            # The released model was trained with full attention: its transformers version did not apply the window.
+            self.text_config.sliding_window = None
+        if not 0 < self.capture_layer < self.text_config.num_hidden_layers:
+            raise ValueError(
+                f"`capture_layer` must lie between 1 and {self.text_config.num_hidden_layers - 1} (one less than the "
+                f"language model's layers), got {self.capture_layer}."
+            )
+        self.tie_word_embeddings = self.tie_word_embeddings or bool(self.text_config.tie_word_embeddings)
+        super().__post_init__(**kwargs)
+
+
+def _as_config(value: dict | PreTrainedConfig | None, default: str) -> PreTrainedConfig:
+    if isinstance(value, PreTrainedConfig):
+        return value
+    value = dict(value or {})
+    model_type = value.pop("model_type", default)
+    if model_type == D2VLMConvStemConfig.model_type:
+        return D2VLMConvStemConfig(**value)
+    return CONFIG_MAPPING[model_type](**value)
+
+
+__all__ = ["D2VLMConfig", "D2VLMConvStemConfig"]

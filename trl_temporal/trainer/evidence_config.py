@@ -1,0 +1,74 @@
+# Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
+from dataclasses import dataclass, field
+
+
+@dataclass
+class EvidenceConfigMixin:
+    """Fields that [`EvidenceSFTConfig`] and [`FPOConfig`] share; described there."""
+
+    max_length: int | None = field(
+        default=None,
+        metadata={"help": "Longer sequences are an error (nothing is truncated). `None` for no limit."},
+    )
+    remove_unused_columns: bool = field(
+        default=True,
+        metadata={"help": "Drop the columns that training does not read."},
+    )
+    evidence_coef: float = field(
+        default=1.0,
+        metadata={"help": "Weight of the grounding loss L_gnd (Eq. 3)."},
+    )
+    consistency_coef: float = field(
+        default=0.1,
+        metadata={"help": "Weight of the consistency loss L_cons (Eq. 1)."},
+    )
+    consistency_ramp_start: float = field(
+        default=0.3,
+        metadata={"help": "Share of training before which L_cons has weight 0."},
+    )
+    consistency_ramp_end: float = field(
+        default=0.6,
+        metadata={"help": "Share of training from which L_cons has its full weight."},
+    )
+    grounding_target: str = field(
+        default="hard",
+        metadata={
+            "help": "Frame targets: 'hard' (1 inside the span, 0 outside) or 'soft' (2 ** -distance, released code).",
+            "choices": ["hard", "soft"],
+        },
+    )
+    on_bad_sample: str = field(
+        default="raise",
+        metadata={
+            "help": "What to do with a row that is invalid or whose video cannot be read: 'raise', or 'skip', which "
+            "counts, warns and lists it in `skipped_<split>.jsonl` in the output folder.",
+            "choices": ["raise", "skip"],
+        },
+    )
+    cache_frames: bool = field(
+        default=True,
+        metadata={"help": "Keep decoded frames on disk, so that no video is decoded twice."},
+    )
+    frame_cache_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder of the decoded frames. Defaults to `trl_temporal/frames` in the HF cache."},
+    )
+    video_backend: str = field(
+        default="pyav",
+        metadata={"help": "Decoder: 'pyav', 'torchcodec' or 'decord'.", "choices": ["pyav", "torchcodec", "decord"]},
+    )
+
+    def _check_evidence_fields(self):
+        choices = {
+            "grounding_target": ("hard", "soft"),
+            "on_bad_sample": ("raise", "skip"),
+            "video_backend": ("pyav", "torchcodec", "decord"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        if not 0 <= self.consistency_ramp_start <= self.consistency_ramp_end <= 1:
+            raise ValueError(
+                "`consistency_ramp_start` and `consistency_ramp_end` are shares of training with 0 <= start <= end <= "
+                f"1, got {self.consistency_ramp_start} and {self.consistency_ramp_end}."
+            )

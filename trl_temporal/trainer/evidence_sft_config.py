@@ -1,0 +1,81 @@
+# Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
+from dataclasses import dataclass
+
+from trl import SFTConfig
+
+from .evidence_config import EvidenceConfigMixin
+
+
+EVIDENCE_SFT_PRESETS = {
+    # The equations of the paper.
+    "paper": {
+        "evidence_coef": 1.0,
+        "consistency_coef": 1.0,
+        "consistency_ramp_start": 0.0,
+        "consistency_ramp_end": 0.0,
+        "grounding_target": "hard",
+    },
+    # What the released code computes.
+    "d2vlm-release": {
+        "evidence_coef": 10.0,
+        "consistency_coef": 10.0,
+        "consistency_ramp_start": 0.0,
+        "consistency_ramp_end": 0.0,
+        "grounding_target": "soft",
+    },
+}
+
+
+@dataclass
+class EvidenceSFTConfig(EvidenceConfigMixin, SFTConfig):
+    r"""
+    Configuration class for the [`EvidenceSFTTrainer`].
+
+    This class includes only the parameters that are specific to training with evidence. For a full list of training
+    arguments, please refer to the [`~trl.SFTConfig`] documentation.
+
+    Parameters:
+        > Parameters that control the training
+
+        evidence_coef (`float`, *optional*, defaults to `1.0`):
+            Weight of the grounding loss L_gnd (Eq. 3 of the D2VLM paper).
+        consistency_coef (`float`, *optional*, defaults to `0.1`):
+            Weight of the consistency loss L_cons (Eq. 1).
+        consistency_ramp_start (`float`, *optional*, defaults to `0.3`):
+            Share of training before which L_cons has weight 0.
+        consistency_ramp_end (`float`, *optional*, defaults to `0.6`):
+            Share of training from which L_cons has its full weight; linear in between.
+        grounding_target (`str`, *optional*, defaults to `"hard"`):
+            `"hard"`: 1 for the frames of a span, 0 for the others. `"soft"`: `2 ** -distance` (released code).
+
+        > Parameters that control the data
+
+        max_length (`int`, *optional*):
+            Longer sequences are an error that states the numbers; nothing is truncated.
+        on_bad_sample (`str`, *optional*, defaults to `"raise"`):
+            What to do with a row that is invalid or whose video cannot be read: `"raise"`, or `"skip"`, which counts,
+            warns and lists it in `skipped_<split>.jsonl` in the output folder.
+        cache_frames (`bool`, *optional*, defaults to `True`):
+            Keep decoded frames on disk, so that no video is decoded twice.
+        frame_cache_dir (`str`, *optional*):
+            Folder of the decoded frames. Defaults to `trl_temporal/frames` in the Hugging Face cache.
+        video_backend (`str`, *optional*, defaults to `"pyav"`):
+            Decoder: `"pyav"`, `"torchcodec"` or `"decord"`.
+
+    Example:
+
+    ```python
+    >>> from trl_temporal import EvidenceSFTConfig
+    >>> EvidenceSFTConfig.from_preset("d2vlm-release", output_dir="out", bf16=False).evidence_coef
+    10.0
+    ```
+    """
+
+    def __post_init__(self):
+        self._check_evidence_fields()
+        super().__post_init__()
+
+    @classmethod
+    def from_preset(cls, preset: str, **kwargs) -> "EvidenceSFTConfig":
+        """The settings of `"paper"` or `"d2vlm-release"`; keyword arguments win."""
+        return cls(**{**EVIDENCE_SFT_PRESETS[preset], **kwargs})

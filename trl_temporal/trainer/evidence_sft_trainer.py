@@ -1,0 +1,132 @@
+# Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
+import textwrap
+
+import torch
+from peft import PeftModel
+from trl import SFTTrainer
+
+from ..data.collator import EvidenceCollator
+from ..models.d2vlm.modeling_d2vlm import STAGE_EVIDENCE
+from .evidence_mixin import EvidenceTrainerMixin, frame_cache
+from .evidence_sft_config import EvidenceSFTConfig
+from .fused_forward import EvidenceFusedOutput, add_evidence_head
+
+
+class EvidenceSFTTrainer(EvidenceTrainerMixin, SFTTrainer):
+    r"""
+    Trainer for supervised fine-tuning with evidence tokens: L = L_sft + L_gnd + L_cons (Eq. 2 of
+    [D2VLM](https://huggingface.co/papers/2512.24097)).
+
+    It is an [`~trl.SFTTrainer`] whose rows have a video and the spans that the `<evi>` tokens of the response refer to;
+    all arguments are those of [`~trl.SFTTrainer`]. Every row and every video is checked before the first step.
+
+    Args:
+        model (`str` or [`D2VLMForConditionalGeneration`] or `PeftModel`):
+            Model to train.
+        args ([`EvidenceSFTConfig`]):
+            Configuration.
+        data_collator (`Callable`, *optional*):
+            Defaults to [`~trl_temporal.data.collator.EvidenceCollator`] with a frame cache.
+        train_dataset (`datasets.Dataset` or `datasets.IterableDataset`):
+            Rows with `videos`, `prompt`, `completion` and `spans` (`[start_s, end_s]` in seconds, one per event).
+        processing_class ([`D2VLMProcessor`], *optional*):
+            Defaults to the one saved with the model.
+        **kwargs:
+            As in [`~trl.SFTTrainer`]: `eval_dataset`, `callbacks`, `peft_config`, ...
+
+    Raises:
+        RowError: if a row is invalid; it names the row, the column and the mend.
+        VideoError: if a video cannot be read.
+
+    Example:
+
+    ```python
+    >>> from trl_temporal import EvidenceSFTConfig, EvidenceSFTTrainer
+
+    >>> trainer = EvidenceSFTTrainer(
+    ...     model="examples/eventworld_tiny", args=EvidenceSFTConfig("out"), train_dataset=dataset
+    ... )  # doctest: +SKIP
+    >>> trainer.train()  # doctest: +SKIP
+    ```
+    """
+
+    _tag_names = ["trl", "trl_temporal", "sft", "d2vlm"]
+    _name = "Evidence SFT"
+    _paper = {
+        "title": "Factorized Learning for Temporally Grounded Video-Language Models",
+        "id": "2512.24097",
+        # docstyle-ignore
+        "citation": textwrap.dedent("""\
+            @inproceedings{d2vlm,
+                title     = {{Factorized Learning for Temporally Grounded Video-Language Models}},
+                year      = 2025,
+                booktitle = {ICCV},
+                url       = {https://huggingface.co/papers/2512.24097}
+            }"""),
+    }
+    _row_kind = "sft"
+
+    def __init__(self, model, args: EvidenceSFTConfig, data_collator=None, processing_class=None, **kwargs):
+        model, processing_class = load_model_and_processor(model, args, processing_class)
+        self.data_collator_reader = frame_cache(args, processing_class)
+        if data_collator is None:
+            data_collator = EvidenceCollator(processing_class, self.data_collator_reader, args.max_length)
+        super().__init__(
+            model=model, args=args, data_collator=data_collator, processing_class=processing_class, **kwargs
+        )
+        self._outputs: list[EvidenceFusedOutput] = []
+        add_evidence_head(
+            self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model,
+            grounding_coef=0.0,
+            soft=False,
+            prefix_sharing=False,
+            on_output=self._outputs.append,
+        )
+
+    def _set_signature_columns_if_needed(self):
+        self._signature_columns = [
+            "id",
+            "videos",
+            "prompt",
+            "completion",
+            "spans",
+            "prompt_spans",
+            "response_spans",
+        ]
+
+    def _count(self, batch: dict) -> torch.Tensor:
+        tokens = (batch["labels"][:, 1:] != -100).sum().cpu()
+        grounded = torch.tensor(0)
+        if "evidence_stage" in batch:
+            grounded = (batch["evidence_stage"] >= STAGE_EVIDENCE).any(-1).sum().cpu()
+        return torch.stack([grounded, tokens])
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        self._outputs.clear()
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, model_outputs = result if return_outputs else (result, None)
+        output = self._outputs[0]
+        self._log_metric("loss/sft", -output.text_log_probs.sum() / output.label_mask.sum().clamp(min=1))
+        if output.evidence_logits is not None:
+            grounding, consistency = self._evidence_losses(
+                output, inputs["evidence_stage"], inputs["evidence_frame_mask"]
+            )
+            # TRL divides by `num_items_in_batch` itself; without it the trainer averages the accumulated batches.
+            undo = num_items_in_batch is None
+            grounding = self._divide(grounding, 0, inputs, undo_accumulation=undo)
+            consistency = self._divide(consistency, 0, inputs, undo_accumulation=undo)
+            loss = loss + self.args.evidence_coef * grounding + self._consistency_weight() * consistency
+            self._log_metric("loss/grounding", grounding)
+            self._log_metric("loss/consistency", consistency)
+        self._outputs.clear()
+        return (loss, model_outputs) if return_outputs else loss
+
+
+def load_model_and_processor(model, args, processing_class):
+    """The processor is needed before TRL's `__init__` would load it: its sampling decides how videos are read."""
+    if processing_class is None:
+        from transformers import AutoProcessor
+
+        name = model if isinstance(model, str) else model.config._name_or_path
+        processing_class = AutoProcessor.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+    return model, processing_class

@@ -1,0 +1,212 @@
+# Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
+import torch
+from datasets.fingerprint import Hasher
+from peft import PeftModel
+from trl import DPOTrainer
+
+from ..data.collator import PreferenceCollator
+from ..models.d2vlm.modeling_d2vlm import STAGE_EVIDENCE
+from .evidence_mixin import EvidenceTrainerMixin, frame_cache
+from .evidence_sft_trainer import EvidenceSFTTrainer, load_model_and_processor
+from .fpo_config import FPOConfig
+from .fused_forward import EvidenceFusedOutput, add_evidence_head
+
+
+class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
+    r"""
+    Trainer for Factorized Preference Optimization (FPO, §4 of [D2VLM](https://huggingface.co/papers/2512.24097)).
+
+    It is a [`~trl.DPOTrainer`] whose log π of a response is the log-probability of its tokens plus the log-probability
+    that its `<evi>` tokens ground their spans (Eq. 7). Every `loss_type`, PEFT, precomputed reference log-probabilities
+    and the logged rewards work as in [`~trl.DPOTrainer`]. By default there is no reference model (Eq. 4).
+
+    Beside TRL's metrics it logs every component of the loss (`loss/preference`, `loss/sft`, `loss/grounding`,
+    `loss/consistency`), `grounding_logps/chosen` and `/rejected`, and per factor `margins/<factor>` and
+    `accuracies/<factor>`.
+
+    Args:
+        model (`str` or [`D2VLMForConditionalGeneration`] or `PeftModel`):
+            Model to train.
+        ref_model (`PreTrainedModel`, *optional*):
+            Reference model with `reference_free=False`; defaults to the initial model.
+        args ([`FPOConfig`]):
+            Configuration.
+        data_collator (`Callable`, *optional*):
+            Defaults to [`~trl_temporal.data.collator.PreferenceCollator`] with a frame cache.
+        train_dataset (`datasets.Dataset` or `datasets.IterableDataset`):
+            Rows with `videos`, `prompt`, `chosen`, `rejected`, `chosen_spans` and `rejected_spans`
+            (`[start_s, end_s]` in seconds, one per event), and optionally `factor`.
+        processing_class ([`D2VLMProcessor`], *optional*):
+            Defaults to the one saved with the model.
+        **kwargs:
+            As in [`~trl.DPOTrainer`]: `eval_dataset`, `callbacks`, `peft_config`, ...
+
+    Raises:
+        RowError: if a row is invalid; it names the row, the column and the mend.
+        VideoError: if a video cannot be read.
+
+    Example:
+
+    ```python
+    >>> from trl_temporal import FPOConfig, FPOTrainer
+
+    >>> trainer = FPOTrainer(
+    ...     model="examples/eventworld_tiny", args=FPOConfig("out"), train_dataset=preferences
+    ... )  # doctest: +SKIP
+    >>> trainer.train()  # doctest: +SKIP
+    ```
+    """
+
+    _tag_names = ["trl", "trl_temporal", "fpo", "d2vlm"]
+    _name = "FPO"
+    _paper = EvidenceSFTTrainer._paper
+    _row_kind = "preference"
+
+    def __init__(
+        self, model, ref_model=None, args: FPOConfig = None, data_collator=None, processing_class=None, **kwargs
+    ):
+        if args is None:
+            args = FPOConfig("FPO")
+        if args.reference_free and ref_model is not None:
+            raise ValueError("`ref_model` was given, but `reference_free=True` uses none. Set `reference_free=False`.")
+        model, processing_class = load_model_and_processor(model, args, processing_class)
+        self.data_collator_reader = frame_cache(args, processing_class)
+        if data_collator is None:
+            data_collator = PreferenceCollator(processing_class, self.data_collator_reader, args.max_length)
+        self._outputs: list[EvidenceFusedOutput] = []
+        self._has_evidence_head = False
+        if args.reference_free:
+            # TRL then loads no reference model, and takes the reference log-probabilities from the batch.
+            args.precompute_ref_log_probs = True
+        super().__init__(
+            model=model,
+            ref_model=ref_model,
+            args=args,
+            data_collator=data_collator,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        self._install_evidence_head()
+
+    def _install_evidence_head(self) -> None:
+        """Once, as soon as TRL's fused head is in place: before reference log-probabilities are precomputed."""
+        if self._has_evidence_head:
+            return
+        self._has_evidence_head = True
+        models = [self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model]
+        if self.ref_model is not None:
+            models.append(self.accelerator.unwrap_model(self.ref_model))
+        for model in models:
+            add_evidence_head(
+                model,
+                grounding_coef=self.args.grounding_coef,
+                soft=self.args.grounding_target == "soft",
+                prefix_sharing=self.args.prefix_sharing,
+                on_output=self._outputs.append,
+            )
+        if isinstance(self.model, PeftModel) and "ref" in self.model.peft_config:
+            _copy_trainable_tokens(self.model)
+
+    def _precompute_ref_logps(self, dataset, name, batch_size):
+        if self.args.reference_free:
+            return dataset
+        if not self._has_evidence_head:
+            self._install_evidence_head()
+            # TRL's cache key knows the model and the rows, not what else the log-probabilities depend on.
+            self._precompute_model_hash = Hasher.hash(
+                (
+                    self._precompute_model_hash,
+                    self.args.grounding_coef,
+                    self.args.grounding_target,
+                    self.processing_class.to_json_string(),
+                    self.processing_class.chat_template,
+                )
+            )
+        return super()._precompute_ref_logps(dataset, name, batch_size)
+
+    def _set_signature_columns_if_needed(self):
+        self._signature_columns = [
+            "id",
+            "videos",
+            "prompt",
+            "chosen",
+            "rejected",
+            "chosen_spans",
+            "rejected_spans",
+            "prompt_spans",
+            "factor",
+            "ref_chosen_logps",
+            "ref_rejected_logps",
+        ]
+
+    def _count(self, batch: dict) -> torch.Tensor:
+        half = len(batch["input_ids"]) // 2
+        grounded = torch.tensor(0)
+        if "evidence_stage" in batch:
+            grounded = (batch["evidence_stage"][:half] >= STAGE_EVIDENCE).any(-1).sum().cpu()
+        return torch.stack([grounded, batch["completion_mask"][:half, 1:].sum().cpu()])
+
+    def compute_ref_log_probs(self, model, inputs):
+        self._outputs.clear()
+        inputs = {name: value for name, value in inputs.items() if name != "factor"}
+        return super().compute_ref_log_probs(model, inputs)
+
+    def _compute_loss(self, model, inputs, return_outputs):
+        args, half = self.args, len(inputs["input_ids"]) // 2
+        factors = inputs.get("factor")
+        inputs = {name: value for name, value in inputs.items() if name != "factor"}
+        if args.reference_free:
+            zeros = torch.zeros(half, device=inputs["input_ids"].device)
+            inputs["ref_chosen_logps"] = inputs["ref_rejected_logps"] = zeros
+        self._outputs.clear()
+        result = super()._compute_loss(model, inputs, return_outputs)
+        preference, model_outputs = result if return_outputs else (result, None)
+        output = self._outputs[0]  # of the policy; a second one is the reference's
+
+        chosen_tokens = output.label_mask[:half].sum().clamp(min=1)
+        chosen_nll = -output.text_log_probs[:half].sum()
+        loss = args.preference_coef * preference
+        if args.sft_coef:
+            loss = loss + args.sft_coef * self._divide(chosen_nll, 1, inputs, undo_accumulation=True)
+        self._log_metric("loss/preference", preference)
+        self._log_metric("loss/sft", chosen_nll / chosen_tokens)
+        if output.evidence_logits is not None:
+            stage, frames = inputs["evidence_stage"][:half], inputs["evidence_frame_mask"][:half]
+            grounding, consistency = self._evidence_losses(output, stage, frames)
+            grounding = self._divide(grounding, 0, inputs, undo_accumulation=True)
+            consistency = self._divide(consistency, 0, inputs, undo_accumulation=True)
+            loss = loss + args.evidence_coef * grounding + self._consistency_weight() * consistency
+            self._log_metric("loss/grounding", grounding)
+            self._log_metric("loss/consistency", consistency)
+            chosen, rejected = output.grounding_log_probs.chunk(2)
+            self._log_metric("grounding_logps/chosen", chosen.mean())
+            self._log_metric("grounding_logps/rejected", rejected.mean())
+        if factors is not None:
+            self._log_factors(inputs, output, factors)
+        self._outputs.clear()
+        return (loss, model_outputs) if return_outputs else loss
+
+    @torch.no_grad()
+    def _log_factors(self, inputs: dict, output: EvidenceFusedOutput, factors: list[str]) -> None:
+        """Margin of log π between chosen and rejected, and how often it is positive, for each factor of the batch."""
+        chosen, rejected = output.log_probs.sum(-1).chunk(2)
+        if self.precompute_ref_logps:
+            reference = inputs["ref_chosen_logps"] - inputs["ref_rejected_logps"]
+        else:
+            ref_chosen, ref_rejected = self._outputs[1].log_probs.sum(-1).chunk(2)
+            reference = ref_chosen - ref_rejected
+        margins = (chosen - rejected - reference).tolist()
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        for factor, margin in zip(factors, margins, strict=True):
+            metrics[f"margins/{factor}"].append(margin)
+            metrics[f"accuracies/{factor}"].append(float(margin > 0))
+
+
+def _copy_trainable_tokens(model: PeftModel) -> None:
+    """
+    TRL copies the adapter `default` to `ref` by names that contain ".default."; the rows of trainable tokens end with
+    ".default" and would keep their untrained values, so that the reference differs from the policy at step 0.
+    """
+    for name, parameter in model.named_parameters():
+        if name.endswith(".default"):
+            model.get_parameter(name.removesuffix("default") + "ref").data.copy_(parameter.data)

@@ -107,6 +107,8 @@ def consistency_l1(
     Returns:
         `torch.Tensor` of shape `(rows,)`: the loss of each row, zero for rows without a pair.
     """
+    if queries.shape[1] == 0:  # no `<evi>` in the whole batch
+        return queries.new_zeros(len(queries))
     rank_first, rank_second = evidence_mask.cumsum(-1), response_mask.cumsum(-1)
     pairs = (rank_first.unsqueeze(2) == rank_second.unsqueeze(1)) & (
         evidence_mask.unsqueeze(2) & response_mask.unsqueeze(1)

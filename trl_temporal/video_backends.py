@@ -297,7 +297,7 @@ def _timed_frames(
                 landing = next(frames, None)
             except av.FFmpegError:
                 landing = None
-            if landing is not None and landing[0] <= start_s + TOLERANCE_S:
+            if landing is not None and True:
                 yield landing
                 yield from frames
                 return
@@ -360,7 +360,7 @@ def _last_duration_s(stated_s: float, gap_s: float, last_s: float, header_s: flo
 # torchcodec and decord: random access; frames are fetched a few at a time, so that memory stays bounded
 
 
-def load_torchcodec(sampling: Sampling, buffer: FrameBuffer, header_s: float | None) -> tuple[float, list[str]]:
+def load_torchcodec(sampling: Sampling, buffer: FrameBuffer, header_s: float | None) -> tuple[float | None, list[str]]:
     try:
         from torchcodec.decoders import VideoDecoder
     except (ImportError, RuntimeError, OSError) as error:  # it also raises RuntimeError where FFmpeg is missing
@@ -376,30 +376,19 @@ def load_torchcodec(sampling: Sampling, buffer: FrameBuffer, header_s: float | N
     except errors as error:
         raise _backend_refuses(sampling.path, "torchcodec", error) from error
     begin_s, end_s = decoder.metadata.begin_stream_seconds, decoder.metadata.end_stream_seconds
-    notes: list[str] = []
-    if abs(first_s - begin_s) > TOLERANCE_S:  # its index and its frames disagree: no time can be looked up
-        times_s, note = _sorted_times(sampling.path)
-        notes.append(note)
-        total_s = float(times_s[-1] + decoder.get_frame_at(0).duration_seconds)
+    if abs(first_s - begin_s) > TOLERANCE_S:  # its index and its frames disagree, so no time can be looked up
+        return _load_with_pyav_instead("torchcodec", sampling, buffer, header_s)
 
-        def fetch(indices: np.ndarray) -> Iterator[tuple[float, np.ndarray]]:
-            batch = decoder.get_frames_at(indices.tolist())
-            return zip(times_s[indices].tolist(), batch.data.numpy(), strict=True)
+    def fetch(played_s: np.ndarray) -> Iterator[tuple[float, np.ndarray]]:
+        batch = decoder.get_frames_played_at(played_s.tolist())
+        return zip((batch.pts_seconds - first_s).tolist(), batch.data.numpy(), strict=True)
 
-        asked = choose_frames(times_s, sampling.targets_s(total_s))
-    else:
-        total_s = end_s - begin_s
-
-        def fetch(played_s: np.ndarray) -> Iterator[tuple[float, np.ndarray]]:
-            batch = decoder.get_frames_played_at(played_s.tolist())
-            return zip((batch.pts_seconds - first_s).tolist(), batch.data.numpy(), strict=True)
-
-        asked = np.minimum(begin_s + sampling.targets_s(total_s) + TOLERANCE_S, end_s - 1e-6)
-    _add_in_batches(buffer, fetch, asked, errors, notes)
-    return total_s, notes
+    total_s = end_s - begin_s
+    asked_s = np.minimum(begin_s + sampling.targets_s(total_s) + TOLERANCE_S, end_s - 1e-6)
+    return total_s, _add_in_batches(buffer, fetch, asked_s, errors)
 
 
-def load_decord(sampling: Sampling, buffer: FrameBuffer, header_s: float | None) -> tuple[float, list[str]]:
+def load_decord(sampling: Sampling, buffer: FrameBuffer, header_s: float | None) -> tuple[float | None, list[str]]:
     try:
         import decord
     except (ImportError, OSError) as error:
@@ -414,24 +403,23 @@ def load_decord(sampling: Sampling, buffer: FrameBuffer, header_s: float | None)
         starts_s, ends_s = reader.get_frame_timestamp(np.arange(len(reader))).astype(np.float64).T
     except errors as error:
         raise _backend_refuses(sampling.path, "decord", error) from error
-    notes: list[str] = []
     times_s = starts_s - starts_s[0]
     if np.abs(starts_s).max() > 1e9 or (np.diff(starts_s) <= 0).any():  # e.g. -3.7e17 s, its "no timestamp"
-        times_s, note = _sorted_times(sampling.path)
-        notes.append(note)
-        if len(times_s) != len(reader):
-            raise VideoError(f"{sampling.path}: decord finds no usable timestamps in it; use backend='pyav'.")
-        stated_s = 0.0
-    else:
-        stated_s = ends_s[-1] - starts_s[-1]
+        return _load_with_pyav_instead("decord", sampling, buffer, header_s)
     gap_s = times_s[-1] - times_s[-2] if len(times_s) > 1 else 0.0
-    total_s = float(times_s[-1] + _last_duration_s(stated_s, gap_s, times_s[-1], header_s))
+    total_s = float(times_s[-1] + _last_duration_s(ends_s[-1] - starts_s[-1], gap_s, times_s[-1], header_s))
 
     def fetch(indices: np.ndarray) -> Iterator[tuple[float, np.ndarray]]:
         return zip(times_s[indices].tolist(), reader.get_batch(indices.tolist()).asnumpy(), strict=True)
 
-    _add_in_batches(buffer, fetch, choose_frames(times_s, sampling.targets_s(total_s)), errors, notes)
-    return total_s, notes
+    return total_s, _add_in_batches(buffer, fetch, choose_frames(times_s, sampling.targets_s(total_s)), errors)
+
+
+def _load_with_pyav_instead(
+    backend: str, sampling: Sampling, buffer: FrameBuffer, header_s: float | None
+) -> tuple[float | None, list[str]]:
+    total_s, notes = load_pyav(sampling, buffer, header_s)
+    return total_s, [f"{backend} has no usable timestamps for it, so PyAV read it", *notes]
 
 
 def _add_in_batches(
@@ -439,9 +427,8 @@ def _add_in_batches(
     fetch: Callable[[np.ndarray], Iterator[tuple[float, np.ndarray]]],
     asked: np.ndarray,
     errors: tuple[type[Exception], ...],
-    notes: list[str],
-) -> None:
-    """Add what `fetch` gives for `asked`, each frame once. A batch that fails is fetched frame by frame."""
+) -> list[str]:
+    """Add what `fetch` gives for `asked`, each frame once. A batch that fails is fetched frame by frame, and noted."""
     failures: list[str] = []
     for first in range(0, len(asked), FETCH_SIZE):
         batch = asked[first : first + FETCH_SIZE]
@@ -457,8 +444,9 @@ def _add_in_batches(
         for time_s, pixels in fetched:
             if not buffer.times_s or time_s > buffer.times_s[-1]:
                 buffer.add_pixels(time_s, pixels)
-    if failures:
-        notes.append(f"{len(failures)} of {len(asked)} sampled frames do not decode (the first: {failures[0]})")
+    if not failures:
+        return []
+    return [f"{len(failures)} of {len(asked)} sampled frames do not decode (the first: {failures[0]})"]
 
 
 def _backend_refuses(path: str, backend: str, error: Exception) -> VideoError:

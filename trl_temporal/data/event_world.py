@@ -37,7 +37,8 @@ __all__ = [
 ]
 
 # Worlds of different splits have disjoint indices.
-SPLIT_STARTS = {"train": 0, "validation": 1_000_000, "test": 2_000_000}
+MAX_VIDEOS_PER_SPLIT = 1_000_000
+SPLIT_STARTS = {"train": 0, "validation": MAX_VIDEOS_PER_SPLIT, "test": 2 * MAX_VIDEOS_PER_SPLIT}
 
 # Raise `version` when the same seed and index give another video than before.
 VIDEO_SETTINGS = {
@@ -341,16 +342,18 @@ def build_event_world(
         `datasets.DatasetDict`: the splits `"train"`, `"validation"` and `"test"`, those without videos left out.
 
     Raises:
-        `ValueError`: the folder holds videos that were made with other settings.
+        `ValueError`: the folder holds videos that were made with other settings, or a split is too large.
 
     Example:
         >>> from trl_temporal.data.event_world import build_event_world
         >>> data = build_event_world("event_world", num_train=8, num_validation=2, num_test=2)  # doctest: +SKIP
     """
-    root = Path(root)
-    _claim_folder(root, seed)
     counts = {"train": num_train, "validation": num_validation, "test": num_test}
     counts = {split: count for split, count in counts.items() if count > 0}
+    if max(counts.values(), default=0) > MAX_VIDEOS_PER_SPLIT:
+        raise ValueError(f"a split has at most {MAX_VIDEOS_PER_SPLIT} videos, but got {counts}")
+    root = Path(root)
+    _claim_folder(root, seed)
     rows: dict[str, list[dict]] = {}
     missing = []
     for split, count in counts.items():

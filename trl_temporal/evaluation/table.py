@@ -30,6 +30,7 @@ COMPARED = {
     "caption_exact_match": "caption EM",
     "qa_exact_match": "QA EM",
 }
+LOWER_IS_BETTER = {"grounding_over_answering"}
 
 
 def baseline_metrics(result: EvaluationResult) -> dict[str, dict[str, float]]:

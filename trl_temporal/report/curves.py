@@ -10,7 +10,6 @@ import numpy as np
 
 from ..evaluation.table import BASELINES
 
-
 FACTORS = ("shift", "add", "delete", "merge", "distort", "repeat", "drop", "shuffle", "reverse")
 
 # Size of a chart and of the margins around its plot, in SVG units.
@@ -92,27 +91,27 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Exponential moving average over about a twentieth of the series, without the bias of its start."""
-    decay = 1 - 2 / (len(values) / 20 + 2)
-    average, weight = 0.0, 0.0
-    smoothed = []
-    for value in values:
-        average = decay * average + (1 - decay) * value
-        weight = decay * weight + (1 - decay)
-        smoothed.append(average / weight)
-    return np.array(smoothed)
+    """Average over about a tenth of the series around every point, weighted by a Hann window."""
+    window = np.hanning(max(len(values) // 10, 3) + 2)[1:-1]
+    window = window if len(window) % 2 else window[1:]
+    return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
+
+
+def _is_noisy(values: np.ndarray) -> bool:
+    """Whether a series goes up and down so much that a smoothed line helps."""
+    return len(values) >= MIN_POINTS_TO_SMOOTH and np.abs(np.diff(values)).sum() > 3 * np.ptp(values)
 
 
 def _label(value: float) -> str:
     if value and (abs(value) >= 1e5 or abs(value) < 1e-3):
-        return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+        return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-").replace("e+0", "e")
     return f"{value:g}"
 
 
 def _lay_out(chart: Chart) -> Chart:
     steps = np.concatenate([line.steps for line in chart.lines])
     values = np.concatenate([line.values for line in chart.lines])
-    x_low, x_high = float(steps.min()), float(max(steps.max(), steps.min() + 1))
+    x_low, x_high = 0.0, float(max(steps.max(), 1))
     padding = 0.06 * (values.max() - values.min()) or 0.05 * abs(values.max()) or 0.05
     y_low, y_high = float(values.min() - padding), float(values.max() + padding)
     if values.min() >= 0:
@@ -134,7 +133,7 @@ def _lay_out(chart: Chart) -> Chart:
             line.points = polyline(np.array([x_low, x_high]), np.array([line.values[-1]] * 2))
             continue
         steps, values = np.array(line.steps), np.array(line.values)
-        smoothed = _smooth(values) if len(values) >= MIN_POINTS_TO_SMOOTH else None
+        smoothed = _smooth(values) if _is_noisy(values) else None
         kept = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), MAX_POINTS)).round().astype(int))
         line.steps, line.values = steps[kept].tolist(), values[kept].tolist()
         line.points = polyline(steps[kept], values[kept])
@@ -182,7 +181,7 @@ def _group(key: str) -> str:
         return "Losses"
     if key.startswith("eval_"):
         return "Validation"
-    if key.split("/")[0] in ("rewards", "logps", "logits", "margins", "accuracies", "start_margins"):
+    if key.split("/")[0] in ("rewards", "logps", "grounding_logps", "logits", "margins", "accuracies"):
         return "Preference"
     return "Optimisation"
 
@@ -211,8 +210,10 @@ def curve_groups(log_histories: Mapping[str, Sequence[Mapping]]) -> dict[str, li
                 if variant is None:
                     baselines.append((stem, Line(_BASELINE_OF[baseline], 0, True, steps, values)))
                 continue
-            name = stem.rstrip("@") if variant is None else f"{stem.rstrip('@')} by " + (
-                "IoU threshold" if stem.endswith("@") else "factor"
+            name = (
+                stem.rstrip("@")
+                if variant is None
+                else f"{stem.rstrip('@')} by " + ("IoU threshold" if stem.endswith("@") else "factor")
             )
             of_run = None if variant is None else run
             chart = charts.setdefault((stem, of_run), Chart(name if of_run is None else f"{name}, {run}"))
@@ -224,7 +225,7 @@ def curve_groups(log_histories: Mapping[str, Sequence[Mapping]]) -> dict[str, li
             chart.lines.append(line)
 
     groups: dict[str, list[Chart]] = {"Losses": [], "Validation": [], "Preference": [], "Optimisation": []}
-    for (stem, _), chart in charts.items():
+    for (stem, _), chart in sorted(charts.items(), key=lambda item: item[0][1] is not None):  # families last
         groups[_group(stem)].append(_lay_out(chart))
     return {name: members for name, members in groups.items() if members}
 

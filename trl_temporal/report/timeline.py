@@ -5,22 +5,23 @@ import base64
 import difflib
 import io
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..data.grammar import EVI, split_response
+from ..data.grammar import EVI, normalize, split_response
 from ..evaluation.evaluator import EvaluationResult
-from ..evaluation.generation import GroundedAnswer
 from ..evaluation.metrics.dense_caption import match_captions
 from ..evaluation.metrics.grounding import scored_spans, truth_spans
 from ..evaluation.metrics.qa import question_text
-from ..data.grammar import normalize
 from ..video import Video, load_row_video
 from .curves import nice_ticks
 
+if TYPE_CHECKING:
+    from ..evaluation.generation import GroundedAnswer
 
 NUM_THUMBNAILS = 12
 THUMBNAIL_WIDTH = 128
@@ -83,7 +84,7 @@ def bars(spans: Sequence[Interval], duration_s: float) -> list[dict]:
     ]
 
 
-def salience_curves(answer: GroundedAnswer, threshold: float) -> list[dict]:
+def salience_curves(answer: "GroundedAnswer", threshold: float) -> list[dict]:
     """
     The similarity of every `<evi>` to every frame as step curves: frame i lasts until frame i + 1.
 
@@ -100,13 +101,14 @@ def salience_curves(answer: GroundedAnswer, threshold: float) -> list[dict]:
     x = np.repeat(edges, 2)[1:-1]
     curves = []
     for index, similarity in enumerate(np.asarray(answer.salience, dtype=float)):
-        stage, number = ("evidence", index) if index < len(answer.evidence) else ("answer", index - len(answer.evidence))
+        is_evidence = index < len(answer.evidence)
+        number = index if is_evidence else index - len(answer.evidence)
         y = 100 - 94 * np.repeat(similarity, 2)
         curves.append(
             {
                 "points": " ".join(f"{a:.0f},{b:.1f}" for a, b in zip(x, y, strict=True)),
                 "threshold": round(100 - 94 * threshold * float(similarity.max()), 1),
-                "stage": stage,
+                "stage": "evidence" if is_evidence else "answer",
                 "colour": number % NUM_COLOURS,
             }
         )
@@ -139,7 +141,9 @@ def text_parts(text: str, spans: Sequence[Interval]) -> list[dict]:
 def message_text(messages: Sequence[Mapping[str, Any]]) -> str:
     """Text of the last message."""
     content = messages[-1]["content"]
-    return content if isinstance(content, str) else " ".join(part["text"] for part in content if part["type"] == "text")
+    if isinstance(content, str):
+        return content
+    return " ".join(part["text"] for part in content if part["type"] == "text")
 
 
 def choose_rows(rows: Sequence[Mapping], num_examples: int) -> list[int]:
@@ -170,7 +174,7 @@ def choose_rows(rows: Sequence[Mapping], num_examples: int) -> list[int]:
 
 def _verdict(row: Mapping, result: EvaluationResult, index: int) -> str:
     answer = result.answers[index]
-    counts = f"{len(scored_spans(answer))} of {len(truth_spans(row))} intervals"
+    counts = f"{len(scored_spans(answer))} intervals for {len(truth_spans(row))}"
     if row["task"] == "grounding":
         return f"F1 {result.per_row['grounding_f1'][index]:.2f}, {counts}"
     if row["task"] == "dense":
@@ -235,10 +239,10 @@ def example(
 
 
 def _tokens(text: str, spans: Sequence[Interval]) -> list[dict]:
-    """Words and intervals of a response, as parts of [`text_parts`], one word a part."""
+    """Parts of [`text_parts`] with every word, and every white space between them, as a part of its own."""
     tokens = []
     for part in text_parts(text, spans):
-        tokens += [part] if "interval" in part else [{"text": word} for word in part["text"].split()]
+        tokens += [part] if "interval" in part else [{"text": word} for word in re.findall(r"\s+|\S+", part["text"])]
     return tokens
 
 
@@ -258,9 +262,10 @@ def mark_difference(
         `tuple[list[dict], list[dict]]`: parts with `text`, or `interval` and `colour`, and `changed`.
     """
     sides = _tokens(*chosen), _tokens(*rejected)
-    keys = [[token.get("text") or (token["interval"],) for token in tokens] for tokens in sides]
+    a, b = ([token for token in tokens if not token.get("text", "-").isspace()] for tokens in sides)
+    keys = [[token.get("text") or (token["interval"],) for token in tokens] for tokens in (a, b)]
     for kind, a_start, a_end, b_start, b_end in difflib.SequenceMatcher(None, *keys, autojunk=False).get_opcodes():
-        for token in sides[0][a_start:a_end] + sides[1][b_start:b_end]:
+        for token in a[a_start:a_end] + b[b_start:b_end]:
             token["changed"] = kind != "equal"
     return sides
 
@@ -281,15 +286,20 @@ def preference_pair(row: Mapping, read_video: Callable[[str | dict], Video]) -> 
     video = read_video(row["videos"][0])
     texts = [split_response(message_text(row[side]))[1] for side in ("chosen", "rejected")]
     spans = [list(row[f"{side}_spans"]) for side in ("chosen", "rejected")]
-    chosen, rejected = mark_difference((texts[0], spans[0]), (texts[1], spans[1]))
+    parts = mark_difference((texts[0], spans[0]), (texts[1], spans[1]))
+    lanes = [bars(side, video.duration_s) for side in spans]
+    for lane, other in (lanes, lanes[::-1]):
+        for bar in lane:
+            bar["changed"] = bar["title"] not in [other_bar["title"] for other_bar in other]
     return {
         "factor": row["factor"],
         "arguments": json.loads(row.get("factor_args") or "{}"),
         "question": question_text(row),
+        "duration_s": video.duration_s,
         "strip": strip_jpeg(video),
         "ticks": time_axis(video.duration_s),
         "sides": [
-            {"name": "chosen", "parts": chosen, "bars": bars(spans[0], video.duration_s)},
-            {"name": "rejected", "parts": rejected, "bars": bars(spans[1], video.duration_s)},
+            {"name": "chosen", "parts": parts[0], "bars": lanes[0]},
+            {"name": "rejected", "parts": parts[1], "bars": lanes[1]},
         ],
     }

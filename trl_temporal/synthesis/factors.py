@@ -6,7 +6,7 @@ Every factor is a pure function `(row, rng, distort) -> RejectedResponse`. `row`
 `captions` (task `dense`), `answer` (task `qa`) and `duration`; `rng` makes every choice; `distort(text, rng)` returns
 a caption or an answer that is false in one fact. A factor that a row does not allow raises `InfeasibleFactor`.
 
-The paper (D2VLM, section 3.3) names the factors and gives no ranges; those below are this package's own.
+The paper (D2VLM, section 5) names the factors and gives no ranges; those below are this package's own.
 """
 
 import math

@@ -53,6 +53,10 @@ class EvidenceConfigMixin:
         default=None,
         metadata={"help": "Folder of the decoded frames. Defaults to `trl_temporal/frames` in the HF cache."},
     )
+    group_by_video: bool = field(
+        default=True,
+        metadata={"help": "Shuffle videos instead of rows, so that rows that share a video meet in a batch."},
+    )
     video_backend: str = field(
         default="pyav",
         metadata={"help": "Decoder: 'pyav', 'torchcodec' or 'decord'.", "choices": ["pyav", "torchcodec", "decord"]},

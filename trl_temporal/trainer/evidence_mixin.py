@@ -9,12 +9,15 @@ from pathlib import Path
 import datasets
 import torch
 from tqdm import tqdm
+from transformers.trainer_utils import get_last_checkpoint, has_length
 
 from ..data.frame_cache import FrameCache
+from ..data.sampler import VideoGroupSampler
 from ..data.schema import coerce_videos, filter_bad_rows, validate_dataset, validate_row, without_video_decoding
 from ..losses import consistency_l1, grounding_bce, soft_targets
 from ..models.d2vlm.modeling_d2vlm import STAGE_EVIDENCE, STAGE_RESPONSE
 from ..video import VideoError
+from .callbacks import InterruptCallback
 from .fused_forward import EvidenceFusedOutput
 
 
@@ -42,6 +45,35 @@ class EvidenceTrainerMixin:
     """
 
     _row_kind: str  # of the validator: "sft" or "preference"
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        r"""
+        Trains, see [`~transformers.Trainer.train`]. Ctrl-C finishes the step and writes a checkpoint before it stops.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*):
+                Checkpoint to continue from; `True` or `"last"` for the newest in the output folder, from the start if
+                there is none. Defaults to `args.resume_from_checkpoint`.
+
+        Raises:
+            KeyboardInterrupt: after an orderly stop by a signal.
+        """
+        if resume_from_checkpoint is None:
+            resume_from_checkpoint = self.args.resume_from_checkpoint
+        if resume_from_checkpoint is True or resume_from_checkpoint in ("last", "True", "true"):
+            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
+        interrupt = InterruptCallback()
+        self.add_callback(interrupt)
+        try:
+            output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        finally:
+            self.remove_callback(interrupt)
+        if interrupt.received is not None:
+            raise KeyboardInterrupt(
+                f"stopped after step {self.state.global_step} of {self.state.max_steps}; the checkpoint is in "
+                f"{self.args.output_dir}. Continue with `--resume_from_checkpoint last`."
+            )
+        return output
 
     def _prepare_dataset(self, dataset, processing_class, args, *unused, dataset_name: str | None = None):
         """Checks every row and every video before training; TRL's own preparation would tokenize without the video."""
@@ -72,7 +104,7 @@ class EvidenceTrainerMixin:
         )
         for entry, indices in bar:
             try:
-                self.data_collator_reader(json.loads(entry))
+                self.read_video(json.loads(entry))
             except VideoError as error:
                 row_id = dataset[indices[0]].get("id", indices[0])
                 if args.on_bad_sample == "raise":
@@ -97,6 +129,14 @@ class EvidenceTrainerMixin:
         if not kept:
             raise VideoError(f"No row of the {name} dataset has a readable video; mend them as {manifest} says.")
         return dataset.select(kept)
+
+    def _get_train_sampler(self, train_dataset=None):
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if not self.args.group_by_video or not has_length(dataset) or "videos" not in dataset.column_names:
+            return super()._get_train_sampler(train_dataset)
+        videos = [json.dumps(videos, sort_keys=True) for videos in dataset.select_columns(["videos"])["videos"]]
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return VideoGroupSampler(videos, seed=seed)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batch_samples, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)

@@ -68,9 +68,9 @@ class EvidenceSFTTrainer(EvidenceTrainerMixin, SFTTrainer):
 
     def __init__(self, model, args: EvidenceSFTConfig, data_collator=None, processing_class=None, **kwargs):
         model, processing_class = load_model_and_processor(model, args, processing_class)
-        self.data_collator_reader = frame_cache(args, processing_class)
+        self.read_video = frame_cache(args, processing_class)
         if data_collator is None:
-            data_collator = EvidenceCollator(processing_class, self.data_collator_reader, args.max_length)
+            data_collator = EvidenceCollator(processing_class, self.read_video, args.max_length)
         super().__init__(
             model=model, args=args, data_collator=data_collator, processing_class=processing_class, **kwargs
         )

@@ -64,6 +64,8 @@ class FPOConfig(EvidenceConfigMixin, DPOConfig):
             Keep decoded frames on disk, so that no video is decoded twice.
         frame_cache_dir (`str`, *optional*):
             Folder of the decoded frames. Defaults to `trl_temporal/frames` in the Hugging Face cache.
+        group_by_video (`bool`, *optional*, defaults to `True`):
+            Shuffle videos instead of rows, so that rows that share a video meet in a batch and it is encoded once.
         video_backend (`str`, *optional*, defaults to `"pyav"`):
             Decoder: `"pyav"`, `"torchcodec"` or `"decord"`.
 

@@ -70,9 +70,9 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
         if args.reference_free and ref_model is not None:
             raise ValueError("`ref_model` was given, but `reference_free=True` uses none. Set `reference_free=False`.")
         model, processing_class = load_model_and_processor(model, args, processing_class)
-        self.data_collator_reader = frame_cache(args, processing_class)
+        self.read_video = frame_cache(args, processing_class)
         if data_collator is None:
-            data_collator = PreferenceCollator(processing_class, self.data_collator_reader, args.max_length)
+            data_collator = PreferenceCollator(processing_class, self.read_video, args.max_length)
         self._outputs: list[EvidenceFusedOutput] = []
         self._has_evidence_head = False
         if args.reference_free:

@@ -1,0 +1,337 @@
+# Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
+import json
+import math
+import pickle
+
+import pytest
+from datasets import Dataset, Features, List, Video
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trl_temporal.data.grammar import format_dense, format_grounding, format_qa
+from trl_temporal.data.schema import (
+    MESSAGES_FEATURE,
+    SFT_FEATURES,
+    RowError,
+    coerce_videos,
+    filter_bad_rows,
+    span_fault,
+    strip_none_parts,
+    validate_dataset,
+    validate_row,
+    without_video_decoding,
+)
+
+
+def user(text="When does the red disc blink?", num_videos=1):
+    return {"role": "user", "content": [{"type": "video"}] * num_videos + [{"type": "text", "text": text}]}
+
+
+def assistant(text):
+    return [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
+
+
+def sft_row(**changes):
+    row = {
+        "id": "disc-7",
+        "videos": ["disc.mp4"],
+        "prompt": [user()],
+        "completion": assistant("<evi> <evi> </evi> It happens in <evi> and <evi>."),
+        "spans": [[1.0, 2.5], [4.0, 6.0]],
+        "duration": 10.0,
+    }
+    return row | changes
+
+
+def preference_row(**changes):
+    row = {
+        "id": "pair-7",
+        "videos": ["disc.mp4"],
+        "prompt": [user()],
+        "chosen": assistant("<evi> </evi> It happens in <evi>."),
+        "rejected": assistant("<evi> </evi> It happens in <evi>."),
+        "chosen_spans": [[1.0, 2.5]],
+        "rejected_spans": [[5.0, 6.5]],
+        "factor": "shift",
+    }
+    return row | changes
+
+
+TEXT_ONLY = {"videos": [], "prompt": [{"role": "user", "content": "Hello?"}], "completion": assistant("Hello.")}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        sft_row(),
+        sft_row(spans=[[0.0, 2.5], [4.0, 10.04]]),
+        sft_row(completion=assistant("</evi> It does not happen."), spans=[]),
+        sft_row(completion=[{"role": "assistant", "content": "<evi> </evi> Yes <evi>."}], spans=[[1, 2]]),
+        sft_row(completion=assistant("<evi> <evi> </evi> Mostly in <evi>."), response_spans=[[1.0, 6.0]]),
+        sft_row(prompt=[user("What follows <evi>?")], prompt_spans=[[0.0, 1.0]]),
+        sft_row(prompt=[{"role": "system", "content": "Be brief."}, user(), *assistant("Once."), user("Sure?", 0)]),
+        sft_row(videos=[{"frames_dir": "frames", "fps": 4.0, "path": None}]),
+        sft_row(videos={"path": "disc.mp4", "start_s": 30.0, "end_s": 40.0}, duration=None),
+        sft_row(**TEXT_ONLY, spans=None),
+        sft_row(**TEXT_ONLY | {"videos": None}, spans=[]),
+    ],
+)
+def test_good_sft_rows(row):
+    validate_row(row, kind="sft")
+
+
+def test_good_preference_and_prompt_rows():
+    validate_row(preference_row(), kind="preference")
+    validate_row(preference_row(rejected=assistant("</evi> Never."), rejected_spans=[]), kind="preference")
+    validate_row({"prompt": [user()], "videos": ["disc.mp4"]}, kind="prompt")
+    validate_row({"prompt": [{"role": "user", "content": "Hello?"}]}, kind="prompt")
+
+
+NO_EVIDENCE_TEXT = "It happens in <evi> and <evi>."
+SFT_FAULTS = {
+    "span reversed": ({"spans": [[1.0, 2.5], [6.0, 4.0]]}, "'spans': span 1 runs backwards, from 6.0 s to 4.0 s"),
+    "span empty": ({"spans": [[1.0, 1.0], [4.0, 6.0]]}, "'spans': span 0 has zero length, at 1.0 s"),
+    "span negative": ({"spans": [[-1.0, 2.5], [4.0, 6.0]]}, "'spans': span 0 has a negative edge"),
+    "span too late": ({"spans": [[1.0, 2.5], [4.0, 10.2]]}, "'spans': span 1 ends at 10.2 s, beyond the end"),
+    "span beyond crop": ({"videos": [{"path": "a.mp4", "end_s": 5.0}]}, "beyond the end of the video at 5.0 s"),
+    "span NaN": ({"spans": [[1.0, math.nan], [4.0, 6.0]]}, "'spans': span 0 has an edge that is not a finite number"),
+    "span no pair": ({"spans": [[1.0], [4.0, 6.0]]}, r"'spans': span 0 is \[1.0\]"),
+    "span None": ({"spans": [[1.0, None], [4.0, 6.0]]}, r"'spans': span 0 is \[1.0, None\]"),
+    "spans flat": ({"spans": [1.0, 2.5, 4.0, 6.0]}, "'spans': span 0 is 1.0"),
+    "spans no list": ({"spans": "1-2"}, "'spans': is '1-2'"),
+    "spans missing": ({"spans": None}, "'spans': is missing"),
+    "all_spans": ({"all_spans": [[3.0, 2.0]]}, "'all_spans': span 0 runs backwards"),
+    "duration": ({"duration": math.nan}, "'duration': is nan"),
+    "evidence count": ({"spans": [[1.0, 2.5]]}, "'spans': has length 1, but 'completion' has 2 <evi> before </evi>"),
+    "response count": (
+        {"completion": assistant("<evi> <evi> </evi> It happens in <evi>.")},
+        "'spans': has length 2, but 'completion' has 1 <evi> after </evi>",
+    ),
+    "response_spans count": (
+        {"response_spans": [[1.0, 6.0]]},
+        "'response_spans': has length 1, but 'completion' has 2 <evi> after </evi>",
+    ),
+    "no </evi>": ({"completion": assistant(NO_EVIDENCE_TEXT)}, "'completion': has no </evi> between"),
+    "plain text": ({"completion": assistant("Often."), "spans": []}, "'completion': has no </evi> between"),
+    "two </evi>": ({"completion": assistant("<evi> <evi> </evi> </evi> Yes.")}, "'completion': has </evi> more than"),
+    "words first": ({"completion": assistant("So <evi> <evi> </evi> Yes.")}, "'completion': has words before </evi>"),
+    "prompt_spans": ({"prompt": [user("And <evi>?")]}, "'prompt_spans': has length 0, but the prompt has 1 <evi>"),
+    "</evi> asked": ({"prompt": [user("And </evi>?")]}, "'prompt': has </evi>"),
+    "no video": ({"videos": []}, "'videos': is empty, but the prompt has a video part"),
+    "no video column": ({"videos": None}, "'videos': is empty, but the prompt has a video part"),
+    "no video part": ({"prompt": [user(num_videos=0)]}, "'prompt': has no video part"),
+    "string prompt": ({"prompt": [{"role": "user", "content": "When?"}]}, "'prompt': has no video part"),
+    "two video parts": ({"prompt": [user(num_videos=2)]}, "'prompt': has 2 video parts"),
+    "video in system": (
+        {"prompt": [{"role": "system", "content": [{"type": "video"}]}, user(num_videos=0)]},
+        "'prompt': has a video part outside the user's messages",
+    ),
+    "video in answer": (
+        {"completion": [{"role": "assistant", "content": [{"type": "video"}]}]},
+        "'completion': has a video part",
+    ),
+    "two videos": ({"videos": ["a.mp4", "b.mp4"]}, "'videos': has 2 entries"),
+    "unknown key": ({"videos": [{"path": "a.mp4", "start": 2.0}]}, "'videos': has the unknown key 'start'"),
+    "bytes": ({"videos": [{"path": "a.mp4", "bytes": b"0"}]}, "'videos': holds an encoded video"),
+    "no source": ({"videos": [{"start_s": 2.0}]}, "'videos': has an entry with no source or two"),
+    "two sources": (
+        {"videos": [{"path": "a.mp4", "frames_dir": "a", "fps": 1.0}]},
+        "'videos': has an entry with no source or two",
+    ),
+    "frames without fps": ({"videos": [{"frames_dir": "a"}]}, "'videos': has 'frames_dir' or 'fps' alone"),
+    "fps of a file": ({"videos": [{"path": "a.mp4", "fps": 2.0}]}, "'videos': has 'frames_dir' or 'fps' alone"),
+    "fps zero": ({"videos": [{"frames_dir": "a", "fps": 0.0}]}, "'videos': has 'fps' 0.0"),
+    "crop reversed": (
+        {"videos": [{"path": "a.mp4", "start_s": 5.0, "end_s": 2.0}]},
+        "'videos': has an impossible crop, 5.0 s to 2.0 s",
+    ),
+    "video object": ({"videos": [object()]}, "'videos': has an entry of type object"),
+    "no prompt": ({"prompt": None}, "'prompt': is missing"),
+    "no completion": ({"completion": None}, "'completion': is missing"),
+    "prompt ends": ({"prompt": [user(), *assistant("Yes.")]}, "'prompt': ends with a message of the assistant"),
+    "prompt string": ({"prompt": "When?"}, "'prompt': is 'When\\?', not a list of messages"),
+    "unknown role": ({"prompt": [{"role": "human", "content": "When?"}]}, "'prompt': .* role 'human'"),
+    "unknown part": ({"prompt": [{"role": "user", "content": [{"type": "image"}]}]}, "'prompt': has the part .*image"),
+    "text without text": ({"prompt": [{"role": "user", "content": [{"type": "text"}]}]}, "a text part without text"),
+    "no content": ({"prompt": [{"role": "user"}]}, "'prompt': has a message with the content None"),
+    "answer by user": ({"completion": [user("Yes.", 0)]}, "'completion': has messages of the roles user"),
+    "two answers": (
+        {"completion": assistant("</evi> Yes.") * 2},
+        "'completion': has messages of the roles assistant, assistant",
+    ),
+    "empty answer": ({"completion": assistant("  ")}, "'completion': is empty"),
+    "evidence without video": (
+        TEXT_ONLY | {"completion": assistant("<evi> </evi> Yes <evi>."), "spans": [[1.0, 2.0]]},
+        "'completion': refers to evidence, but the row has no video",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", SFT_FAULTS)
+def test_bad_sft_rows(fault):
+    changes, message = SFT_FAULTS[fault]
+    with pytest.raises(RowError, match=message) as caught:
+        validate_row(sft_row(**changes), kind="sft", index=3)
+    text = str(caught.value)
+    assert text.startswith("row 3 (id 'disc-7'), column '")
+    assert text.count(". ") >= 1 and text.endswith("."), "fault and mend are sentences of their own"
+
+
+PREFERENCE_FAULTS = {
+    "equal": ({"rejected_spans": [[1.0, 2.5]]}, "'rejected': is equal to 'chosen', in text and spans"),
+    "equal, other form": (
+        {"rejected": [{"role": "assistant", "content": "<evi> </evi> It happens in <evi>. "}]}
+        | {"rejected_spans": [[1, 2.5]]},
+        "'rejected': is equal to 'chosen'",
+    ),
+    "no rejected": ({"rejected": None}, "'rejected': is missing"),
+    "no rejected_spans": ({"rejected_spans": None}, "'rejected_spans': is missing"),
+    "rejected count": ({"rejected_spans": []}, "'rejected_spans': has length 0, but 'rejected' has 1 <evi>"),
+    "rejected reversed": ({"rejected_spans": [[6.0, 5.0]]}, "'rejected_spans': span 0 runs backwards"),
+    "chosen no </evi>": ({"chosen": assistant("It happens in <evi>.")}, "'chosen': has no </evi>"),
+}
+
+
+@pytest.mark.parametrize("fault", PREFERENCE_FAULTS)
+def test_bad_preference_rows(fault):
+    changes, message = PREFERENCE_FAULTS[fault]
+    with pytest.raises(RowError, match=message):
+        validate_row(preference_row(**changes), kind="preference")
+
+
+def test_row_is_named_by_what_is_known():
+    row = sft_row(spans=None)
+    with pytest.raises(RowError, match=r"^row \(id 'disc-7'\), column 'spans'"):
+        validate_row(row, kind="sft")
+    row["id"] = None
+    with pytest.raises(RowError, match=r"^row, column 'spans'"):
+        validate_row(row, kind="sft")
+    with pytest.raises(RowError, match=r"^row 12, column 'spans'"):
+        validate_row(row, kind="sft", index=12)
+
+
+def test_unknown_kind():
+    with pytest.raises(ValueError, match="kind is 'dpo'; it must be one of 'sft', 'preference', 'prompt'"):
+        validate_row(sft_row(), kind="dpo")
+
+
+def test_row_error_leaves_a_worker_process():
+    with pytest.raises(RowError) as caught:
+        validate_row(sft_row(spans=None), kind="sft", index=3)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_strip_none_parts_undoes_arrow():
+    prompt = sft_row()["prompt"]
+    messages = Dataset.from_dict({"prompt": [prompt]}, features=Features({"prompt": MESSAGES_FEATURE}))[0]["prompt"]
+    assert messages[0]["content"][0] == {"type": "video", "text": None}
+    assert strip_none_parts(messages) == prompt
+    assert messages[0]["content"][0] == {"type": "video", "text": None}, "the input is left alone"
+    assert strip_none_parts([{"role": "user", "content": "When?"}]) == [{"role": "user", "content": "When?"}]
+
+
+@pytest.mark.parametrize("value", ["a.mp4", ["a.mp4"], {"path": "a.mp4", "bytes": None}, [{"path": "a.mp4"}]])
+def test_coerce_videos(value, tmp_path):
+    assert coerce_videos(value) == [{"path": "a.mp4"}]
+    assert coerce_videos(None) == []
+    assert coerce_videos(tmp_path) == [{"path": str(tmp_path)}]
+
+
+def test_video_columns_are_not_decoded():
+    rows = [sft_row(videos="no_such_file.mp4"), sft_row(videos="nor_this.mp4")]
+    dataset = Dataset.from_list(rows).cast_column("videos", Video())
+    validate_dataset(dataset, "sft")
+    assert coerce_videos(without_video_decoding(dataset)[0]["videos"]) == [{"path": "no_such_file.mp4"}]
+
+    rows = [sft_row(videos=["no_such_file.mp4"])]
+    dataset = Dataset.from_list(rows).cast_column("videos", List(Video()))
+    validate_dataset(dataset, "sft")
+    assert coerce_videos(without_video_decoding(dataset)[0]["videos"]) == [{"path": "no_such_file.mp4"}]
+
+
+def dataset_with_bad_rows(bad):
+    rows = [
+        sft_row(id=f"clip-{i}", spans=[[6.0, 4.0], [7.0, 8.0]] if i in bad else [[1.0, 2.0], [4.0, 5.0]])
+        for i in range(5)
+    ]
+    return Dataset.from_list(rows)
+
+
+def test_validate_dataset_names_the_first_bad_row():
+    validate_dataset(dataset_with_bad_rows([]), "sft")
+    with pytest.raises(RowError, match=r"row 2 \(id 'clip-2'\), column 'spans'"):
+        validate_dataset(dataset_with_bad_rows([2, 4]), "sft")
+    with pytest.raises(RowError, match="'completion': is missing. A row of kind 'sft' needs the columns prompt, comp"):
+        validate_dataset(dataset_with_bad_rows([]).remove_columns("completion"), "sft")
+
+
+def test_filter_bad_rows_counts_and_lists(tmp_path):
+    manifest = tmp_path / "skipped" / "rows.jsonl"
+    with pytest.warns(UserWarning, match=r"skipped 2 of 5 rows; .*rows.jsonl says which and why"):
+        kept = filter_bad_rows(dataset_with_bad_rows([2, 4]), "sft", manifest)
+    assert kept["id"][:] == ["clip-0", "clip-1", "clip-3"]
+    entries = [json.loads(line) for line in manifest.read_text().splitlines()]
+    assert [(entry["index"], entry["id"]) for entry in entries] == [(2, "clip-2"), (4, "clip-4")]
+    assert "runs backwards" in entries[0]["reason"]
+
+
+def test_filter_bad_rows_without_bad_rows(tmp_path, recwarn):
+    dataset = dataset_with_bad_rows([])
+    assert filter_bad_rows(dataset, "sft", tmp_path / "rows.jsonl") is dataset
+    assert (tmp_path / "rows.jsonl").read_text() == ""
+    assert not recwarn
+
+
+def test_filter_bad_rows_with_nothing_left(tmp_path):
+    with pytest.raises(ValueError, match="all 5 rows are bad"):
+        filter_bad_rows(dataset_with_bad_rows(range(5)), "sft", tmp_path / "rows.jsonl")
+
+
+WORDS = st.text(st.characters(codec="utf-8", exclude_characters="<>"), min_size=1, max_size=20).filter(str.strip)
+
+
+@st.composite
+def valid_rows(draw):
+    duration_s = draw(st.floats(0.5, 1e4))
+    edges = draw(st.lists(st.floats(0, duration_s), min_size=0, max_size=12, unique=True).map(sorted))
+    spans = [[edges[i], edges[i + 1]] for i in range(0, len(edges) - 1, 2)]
+    task = draw(st.sampled_from(["dense", "grounding", "qa"]))
+    if task == "dense":
+        response = format_dense([draw(WORDS) for _ in spans])
+    elif task == "grounding":
+        response = format_grounding(len(spans))
+    else:
+        response = format_qa(draw(WORDS), len(spans))
+    return {
+        "id": draw(st.none() | WORDS),
+        "source": "test",
+        "task": task,
+        "videos": draw(st.sampled_from([["a.mp4"], [{"path": "a.mp4"}], [{"frames_dir": "a", "fps": 2.0}]])),
+        "prompt": [user(draw(WORDS))],
+        "completion": assistant(response),
+        "spans": spans,
+        "answer": "",
+        "captions": [],
+        "all_spans": [],
+        "duration": draw(st.sampled_from([None, duration_s])),
+    }
+
+
+@given(valid_rows())
+def test_random_valid_rows_pass_before_and_after_arrow(row):
+    validate_row(row, kind="sft")
+    row["videos"] = coerce_videos(row["videos"])
+    validate_dataset(Dataset.from_list([row], features=SFT_FEATURES), "sft")
+
+
+@given(valid_rows(), st.data())
+def test_random_rows_with_one_mutated_span_fail(row, data):
+    if not row["spans"]:
+        row["spans"], row["completion"] = [[0.0, 0.5]], assistant(format_grounding(1))
+    position = data.draw(st.integers(0, len(row["spans"]) - 1))
+    start_s, end_s = row["spans"][position]
+    bad = data.draw(st.sampled_from([[end_s, start_s], [start_s, start_s], [-0.1, end_s], [start_s, math.inf]]))
+    row["spans"][position] = bad
+    assert span_fault(bad) is not None
+    with pytest.raises(RowError, match=f"'spans': span {position} "):
+        validate_row(row, kind="sft")

@@ -6,8 +6,8 @@ Factorized Preference Optimization on EventWorld, against equally long supervise
     accelerate launch examples/fpo.py --max_steps 100 --num_train 64 --output_dir outputs/short
 
 Starts from the tiny model that ships with the examples, builds preference pairs by perturbing true answers, trains the
-model with SFT and, from the same start on the same rows, with FPO, and compares the three on held-out test videos. Ends
-with a table and an HTML report. `--resume_from_checkpoint last` continues a run that was stopped.
+model with SFT and, from the same start on the same rows, with FPO, and compares the three on held-out test videos.
+Ends with a table and an HTML report. `--resume_from_checkpoint last` continues a run that was stopped.
 """
 
 from dataclasses import dataclass, field
@@ -31,7 +31,6 @@ from trl_temporal.evaluation.table import print_table
 from trl_temporal.report import write_report
 from trl_temporal.synthesis.preference import make_preferences
 from trl_temporal.trainer.evidence_config import EvidenceConfigMixin
-
 
 # The recipe: what `recipes/eventworld/fpo.yaml` would say. Command line flags and `--config` win.
 DEFAULTS = {

@@ -29,7 +29,6 @@ from trl_temporal.data.event_world import build_event_world
 from trl_temporal.evaluation.table import print_table
 from trl_temporal.models.tiny import build_tiny_d2vlm
 
-
 # The recipe. Command line flags and `--config` win.
 DEFAULTS = {
     "output_dir": "outputs/sft",

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trl_temporal.data.event_world import FEATURES, distort_event_world_caption, simulate, video_rows
+from trl_temporal.data.event_world import distort_event_world_caption, simulate, video_rows
+from trl_temporal.data.schema import SFT_FEATURES
 from trl_temporal.data.event_world_scene import ACTIONS, COLOURS, RADII
 from trl_temporal.data.grammar import (
     EVI,
@@ -298,7 +299,7 @@ def test_a_row_without_any_factor_says_why():
 
 
 def test_preferences_do_not_depend_on_the_order_of_the_rows():
-    dataset = datasets.Dataset.from_list(ROWS[:80], features=FEATURES)
+    dataset = datasets.Dataset.from_list(ROWS[:80], features=SFT_FEATURES)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pairs = make_preferences(dataset, seed=3)
@@ -311,7 +312,7 @@ def test_preferences_do_not_depend_on_the_order_of_the_rows():
 
 
 def test_rows_without_a_factor_are_left_out_and_named():
-    dataset = datasets.Dataset.from_list(ROWS[:8], features=FEATURES)
+    dataset = datasets.Dataset.from_list(ROWS[:8], features=SFT_FEATURES)
     for _ in range(2):  # the second time from the cache of `datasets`
         with pytest.warns(
             UserWarning, match=r"6 of 8 rows.*event_world-train-000000-grounding-0 \(repeat: it does not"

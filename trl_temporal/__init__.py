@@ -8,7 +8,6 @@ The public names are imported on first use, so that `import trl_temporal` is qui
 import importlib
 from typing import TYPE_CHECKING
 
-
 if TYPE_CHECKING:
     from .evaluation.callback import GroundedEvaluationCallback
     from .evaluation.evaluator import GroundedEvaluator
@@ -37,7 +36,20 @@ _MODULE_OF = {
     "generate_answers": "evaluation.generation",
 }
 
-__all__ = list(_MODULE_OF)
+__all__ = [
+    "D2VLMConfig",
+    "D2VLMForConditionalGeneration",
+    "D2VLMProcessor",
+    "EvidenceSFTConfig",
+    "EvidenceSFTTrainer",
+    "FPOConfig",
+    "FPOTrainer",
+    "GroundedAnswer",
+    "GroundedEvaluationCallback",
+    "GroundedEvaluator",
+    "Span",
+    "generate_answers",
+]
 
 
 def __getattr__(name: str):

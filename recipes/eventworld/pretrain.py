@@ -4,10 +4,10 @@ Pretrains the tiny EventWorld model that ships in `examples/eventworld_tiny`, fr
 
     python recipes/eventworld/pretrain.py --out outputs/eventworld_tiny
 
-Two stages, both on worlds that are rendered as they are needed (indices disjoint from those of the data set): first the
-frame encoder learns which colour, shape and action is active in each frame, which stands in for a pretrained CLIP; then
-the whole model learns to ground, caption and answer. A checkpoint is written every `--save-steps`; the same command
-continues from it.
+Two stages, both on worlds that are rendered as they are needed (indices disjoint from those of the data set): first
+the frame encoder learns which colour, shape and action is active in each frame, which stands in for a pretrained CLIP;
+then the whole model learns to ground, caption and answer. A checkpoint is written every `--save-steps`; the same
+command continues from it.
 """
 
 import argparse
@@ -28,7 +28,6 @@ from trl_temporal.losses import consistency_l1, grounding_bce
 from trl_temporal.models.d2vlm.modeling_d2vlm import STAGE_EVIDENCE, STAGE_RESPONSE
 from trl_temporal.models.tiny import build_tiny_d2vlm
 from trl_temporal.video import Video
-
 
 FIRST_INDEX = 10_000_000  # far from the indices of EventWorld's splits
 
@@ -211,7 +210,9 @@ def main() -> None:
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     model, processor = build_tiny_d2vlm(all_texts(args.seed))
-    print(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters, {len(processor.tokenizer)} tokens")
+    print(
+        f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters, {len(processor.tokenizer)} tokens"
+    )
     pretrain_frame_encoder(model, processor, args, args.out / "tags.pt")
     pretrain_model(model, processor, args, args.out / "answers.pt")
     model.half().save_pretrained(args.out)

@@ -109,6 +109,14 @@ class _Collator:
         all_spans = [*prompt_spans, *spans, *response_spans]
         frames = None
         if video is not None:
+            # Without this, the nearest frame would stand in for an event that nobody can see.
+            unseen = [list(span) for span in all_spans if span[0] >= video.duration_s]
+            if unseen:
+                raise RowError(
+                    f"row {row.get('id')!r}: the span {unseen[0]} begins after the end of the video at "
+                    f"{video.duration_s} s. Check that the times are seconds of this video or crop, and that the file is "
+                    "whole."
+                )
             frames = spans_to_frame_mask(all_spans, video.timestamps_s, video.duration_s)
         elif all_spans:
             raise RowError(f"row {row.get('id')!r}: has spans but no video. Add the video or drop the spans.")

@@ -22,7 +22,8 @@ from tqdm.auto import tqdm
 from .event_world_render import render
 from .event_world_scene import ACTIONS, COLOURS, FPS, RADII, SIDE, World, WorldEvent, simulate
 from .grammar import format_dense, format_grounding, format_qa
-from .schema import MESSAGES_FEATURE, SPANS_FEATURE, VIDEOS_FEATURE
+from .rows import sft_row
+from .schema import SFT_FEATURES
 
 __all__ = [
     "World",
@@ -49,23 +50,6 @@ VIDEO_SETTINGS = {
     "pix_fmt": "yuv420p",
     "options": {"crf": "20", "preset": "veryfast", "g": "32"},
 }
-
-_TEXT = datasets.Value("string")
-FEATURES = datasets.Features(
-    {
-        "id": _TEXT,
-        "source": _TEXT,
-        "task": _TEXT,
-        "videos": VIDEOS_FEATURE,
-        "prompt": MESSAGES_FEATURE,
-        "completion": MESSAGES_FEATURE,
-        "spans": SPANS_FEATURE,
-        "answer": _TEXT,
-        "captions": datasets.List(_TEXT),
-        "all_spans": SPANS_FEATURE,
-        "duration": datasets.Value("float64"),
-    }
-)
 
 
 def frame_tags(world: World, timestamps_s: np.ndarray) -> np.ndarray:
@@ -145,11 +129,6 @@ def _few_events_weight(when: tuple[str, list[WorldEvent]]) -> float:
     return 1.0 if len(when[1]) <= 2 else 0.2
 
 
-def _messages(role: str, text: str, with_video: bool = False) -> list[dict]:
-    content = [{"type": "video"}] if with_video else []
-    return [{"role": role, "content": [*content, {"type": "text", "text": text}]}]
-
-
 def video_rows(
     world: World,
     video_entry: dict,
@@ -185,22 +164,20 @@ def video_rows(
     if rng is None:
         rng = np.random.default_rng([world.seed, world.index, 1])
     split, start = next((name, start) for name, start in reversed(SPLIT_STARTS.items()) if world.index >= start)
-    video = {name: video_entry.get(name) for name in ("path", "start_s", "end_s", "frames_dir", "fps")}
 
     def row(name: str, task: str, question: str, response: str, events: Sequence[WorldEvent], **texts) -> dict:
-        return {
-            "id": f"event_world-{split}-{world.index - start:06d}-{name}",
-            "source": "event_world",
-            "task": task,
-            "videos": [dict(video)],
-            "prompt": _messages("user", question, with_video=True),
-            "completion": _messages("assistant", response),
-            "spans": [[event.start_s, event.end_s] for event in events],
-            "answer": texts.get("answer", ""),
-            "captions": texts.get("captions", []),
-            "all_spans": [[event.start_s, event.end_s] for event in world.events],
-            "duration": world.duration_s,
-        }
+        return sft_row(
+            id=f"event_world-{split}-{world.index - start:06d}-{name}",
+            source="event_world",
+            task=task,
+            video=video_entry,
+            question=question,
+            response=response,
+            spans=[(event.start_s, event.end_s) for event in events],
+            all_spans=[(event.start_s, event.end_s) for event in world.events],
+            duration=world.duration_s,
+            **texts,
+        )
 
     captions = [event.caption for event in world.events]
     question = "Describe every event in the video."
@@ -372,7 +349,7 @@ def build_event_world(
             bar.update()
 
     data = datasets.DatasetDict(
-        {split: datasets.Dataset.from_list(rows[split], features=FEATURES) for split in counts}
+        {split: datasets.Dataset.from_list(rows[split], features=SFT_FEATURES) for split in counts}
     )
     (root / "data").mkdir(exist_ok=True)
     for split, dataset in data.items():

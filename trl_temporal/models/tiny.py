@@ -8,7 +8,6 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from .d2vlm import D2VLMConfig, D2VLMConvStemConfig, D2VLMForConditionalGeneration, D2VLMProcessor
 
-
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>"
     "{% if message.content is string %}{{ message.content }}{% else %}"

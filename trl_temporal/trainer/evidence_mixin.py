@@ -109,8 +109,8 @@ class EvidenceTrainerMixin:
                 row_id = dataset[indices[0]].get("id", indices[0])
                 if args.on_bad_sample == "raise":
                     raise VideoError(
-                        f"row {row_id!r} of the {name} dataset: {error} Or set `on_bad_sample='skip'` to go on without "
-                        "such rows."
+                        f"row {row_id!r} of the {name} dataset: {error} Or set `on_bad_sample='skip'` to go on "
+                        "without such rows."
                     ) from error
                 bad.update(dict.fromkeys(indices, str(error)))
         if not bad:

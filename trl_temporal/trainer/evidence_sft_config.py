@@ -5,7 +5,6 @@ from trl import SFTConfig
 
 from .evidence_config import EvidenceConfigMixin
 
-
 EVIDENCE_SFT_PRESETS = {
     # The equations of the paper.
     "paper": {

@@ -17,8 +17,8 @@ class EvidenceSFTTrainer(EvidenceTrainerMixin, SFTTrainer):
     Trainer for supervised fine-tuning with evidence tokens: L = L_sft + L_gnd + L_cons (Eq. 2 of
     [D2VLM](https://huggingface.co/papers/2512.24097)).
 
-    It is an [`~trl.SFTTrainer`] whose rows have a video and the spans that the `<evi>` tokens of the response refer to;
-    all arguments are those of [`~trl.SFTTrainer`]. Every row and every video is checked before the first step.
+    It is an [`~trl.SFTTrainer`] whose rows have a video and the spans that the `<evi>` tokens of the response refer
+    to; all arguments are those of [`~trl.SFTTrainer`]. Every row and every video is checked before the first step.
 
     Args:
         model (`str` or [`D2VLMForConditionalGeneration`] or `PeftModel`):

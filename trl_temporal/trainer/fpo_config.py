@@ -7,7 +7,6 @@ from trl import DPOConfig
 from .evidence_config import EvidenceConfigMixin
 from .evidence_sft_config import EVIDENCE_SFT_PRESETS
 
-
 logger = logging.get_logger(__name__)
 
 FPO_PRESETS = {
@@ -29,7 +28,7 @@ class FPOConfig(EvidenceConfigMixin, DPOConfig):
         > Parameters that control the preference loss
 
         reference_free (`bool`, *optional*, defaults to `True`):
-            Compare log π of the policy alone (Eq. 4). `False` compares the log-ratios to a reference model, as DPO does.
+            Compare log π of the policy alone (Eq. 4). `False` compares the log-ratios to a reference model, as in DPO.
         preference_coef (`float`, *optional*, defaults to `1.0`):
             Weight of the preference loss.
         grounding_coef (`float`, *optional*, defaults to `1.0`):

@@ -16,9 +16,9 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
     r"""
     Trainer for Factorized Preference Optimization (FPO, §4 of [D2VLM](https://huggingface.co/papers/2512.24097)).
 
-    It is a [`~trl.DPOTrainer`] whose log π of a response is the log-probability of its tokens plus the log-probability
-    that its `<evi>` tokens ground their spans (Eq. 7). Every `loss_type`, PEFT, precomputed reference log-probabilities
-    and the logged rewards work as in [`~trl.DPOTrainer`]. By default there is no reference model (Eq. 4).
+    It is a [`~trl.DPOTrainer`] whose log π of a response is the log-probability of its tokens plus the
+    log-probability that its `<evi>` tokens ground their spans (Eq. 7). Every `loss_type`, PEFT, precomputed reference
+    log-probabilities and the logged rewards work as in [`~trl.DPOTrainer`]. By default there is no reference model (Eq. 4).
 
     Beside TRL's metrics it logs every component of the loss (`loss/preference`, `loss/sft`, `loss/grounding`,
     `loss/consistency`), `grounding_logps/chosen` and `/rejected`, and per factor `margins/<factor>` and

@@ -138,7 +138,7 @@ def _backbone(model: PreTrainedModel, inputs: dict, labels: torch.Tensor, prefix
 
 class _Pairs:
     """
-    Maps `2B` right-padded rows `[chosen; rejected]` to `B` rows `[prompt, chosen response, rejected response]` and back.
+    Maps `2B` right-padded rows `[chosen; rejected]` to `B` rows `[prompt, chosen, rejected]` and back.
 
     Positions restart for the rejected response, and `segment_ids` keep the responses from seeing each other.
     """

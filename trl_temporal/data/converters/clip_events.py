@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 
 from ..grammar import EVI, EVI_END, format_dense, format_grounding, format_qa
+from ..rows import sft_row
 from ..schema import SFT_FEATURES, span_fault
 
 TASKS = ("grounding", "dense", "qa")
@@ -114,20 +115,19 @@ def _clip_rows(clip: dict[str, Any], video_path: str, source: str) -> Iterator[d
     # In time order; the questions refer to the order of the file.
     in_time = sorted(clip["events"], key=lambda event: event["span"])
 
-    def row(name: str, task: str, question: str, response: str, events: Sequence[dict[str, Any]], **truth) -> dict:
-        return {
-            "id": f"{source}-{clip['video']}-{name}",
-            "source": source,
-            "task": task,
-            "videos": [{"path": video_path}],
-            "prompt": [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}],
-            "completion": [{"role": "assistant", "content": [{"type": "text", "text": response}]}],
-            "spans": [event["span"] for event in events],
-            "answer": truth.get("answer", ""),
-            "captions": truth.get("captions", []),
-            "all_spans": [event["span"] for event in in_time],
-            "duration": clip["duration"],
-        }
+    def row(name: str, task: str, question: str, response: str, events: Sequence[dict[str, Any]], **texts) -> dict:
+        return sft_row(
+            id=f"{source}-{clip['video']}-{name}",
+            source=source,
+            task=task,
+            video={"path": video_path},
+            question=question,
+            response=response,
+            spans=[event["span"] for event in events],
+            all_spans=[event["span"] for event in in_time],
+            duration=clip["duration"],
+            **texts,
+        )
 
     captions = [event["caption"] for event in in_time]
     for index, caption in enumerate(dict.fromkeys(captions)):

@@ -5,7 +5,6 @@ from .configuration_d2vlm import D2VLMConfig, D2VLMConvStemConfig
 from .modeling_d2vlm import D2VLMForConditionalGeneration, D2VLMModel, salient_run
 from .processing_d2vlm import D2VLMProcessor, frame_run_to_span, spans_to_frame_mask
 
-
 # With the package installed, the Auto classes know D2VLM without remote code ...
 AutoConfig.register(D2VLMConfig.model_type, D2VLMConfig, exist_ok=True)
 AutoModel.register(D2VLMConfig, D2VLMForConditionalGeneration, exist_ok=True)

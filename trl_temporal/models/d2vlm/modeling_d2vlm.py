@@ -17,7 +17,6 @@ from transformers.modeling_outputs import ModelOutput
 
 from .configuration_d2vlm import D2VLMConfig, D2VLMConvStemConfig
 
-
 # What `evidence_stage` says of an `<evi>` token.
 STAGE_NONE = 0  # padding
 STAGE_PROMPT = 1  # the question refers to an event
@@ -293,9 +292,7 @@ class D2VLMQFormerCompressor(nn.Module):
         self.query_to_vision = nn.Linear(query_size, vision_size)
         self.pool_query = nn.Sequential(nn.LayerNorm(vision_size), nn.Linear(vision_size, vision_size))
         self.pool_key = nn.Sequential(nn.LayerNorm(vision_size), nn.Linear(vision_size, vision_size))
-        self.output = nn.Sequential(
-            nn.LayerNorm(vision_size), nn.Linear(vision_size, config.text_config.hidden_size)
-        )
+        self.output = nn.Sequential(nn.LayerNorm(vision_size), nn.Linear(vision_size, config.text_config.hidden_size))
 
     def forward(
         self,
@@ -363,8 +360,8 @@ class D2VLMModel(D2VLMPreTrainedModel):
     The D2VLM backbone: vision tower, compressor to one token per frame, language model and evidence heads.
 
     A forward runs the frames through the vision tower, the prompt up to its last frame through the first
-    `capture_layer` layers of the language model to obtain the states that `<evi>` tokens capture, and the whole sequence
-    once. Because the video precedes the text and attention is causal, the first part is exact.
+    `capture_layer` layers of the language model to obtain the states that `<evi>` tokens capture, and the whole
+    sequence once. Because the video precedes the text and attention is causal, the first part is exact.
     """
 
     def __init__(self, config: D2VLMConfig):
@@ -401,7 +398,7 @@ class D2VLMModel(D2VLMPreTrainedModel):
         """
         if isinstance(self.vision_tower, D2VLMConvStem):
             return self.vision_tower(pixel_values_videos, frame_mask)
-        # Patches after the last block: without the class token and without the final norm, which the paper's tower drops.
+        # Patches after the last block, without the class token and without the final norm, as in the released code.
         with _input_of(self.vision_tower.post_layernorm) as seen:
             self.vision_tower(pixel_values_videos[frame_mask])
         patches = seen[0][:, 1:]
@@ -627,8 +624,8 @@ class D2VLMModel(D2VLMPreTrainedModel):
         exists = (evidence_stage != STAGE_NONE).unsqueeze(-1)
         if not torch.equal(exists.squeeze(-1).sum(-1), (input_ids == self.config.evidence_token_id).sum(-1)):
             raise ValueError(
-                "The number of `<evi>` tokens and of entries in `evidence_stage` disagree: every `<evi>` of a row needs "
-                "its span."
+                "The number of `<evi>` tokens and of entries in `evidence_stage` disagree: every `<evi>` of a row "
+                "needs its span."
             )
         evidence_frame_mask = evidence_frame_mask.bool()
         captured = _masked_mean(frame_states, evidence_frame_mask)
@@ -795,8 +792,8 @@ class D2VLMForConditionalGeneration(D2VLMPreTrainedModel, GenerationMixin):
         num_beams = kwargs.get("num_beams") or config.num_beams or 1
         if num_beams > 1 or kwargs.get("assistant_model") is not None:
             raise ValueError(
-                "D2VLM generates greedily or by sampling: beam search and assisted decoding would lose the states that "
-                "each `<evi>` was read from. Set `num_beams=1` and pass no `assistant_model`."
+                "D2VLM generates greedily or by sampling: beam search and assisted decoding would lose the states "
+                "that each `<evi>` was read from. Set `num_beams=1` and pass no `assistant_model`."
             )
         # One entry per generated token: the similarity of the state that predicted it to every frame.
         trace: list[torch.Tensor] = []

@@ -118,8 +118,8 @@ class D2VLMProcessor(ProcessorMixin):
         ids = tokenizer.convert_tokens_to_ids([self.video_token, self.evidence_token, self.evidence_end_token])
         if None in ids or tokenizer.unk_token_id in ids:
             raise ValueError(
-                f"The tokenizer lacks one of {self.video_token}, {self.evidence_token}, {self.evidence_end_token}. Add "
-                "them as special tokens and resize the model's embeddings."
+                f"The tokenizer lacks one of {self.video_token}, {self.evidence_token}, {self.evidence_end_token}. "
+                "Add them as special tokens and resize the model's embeddings."
             )
         self.video_token_id, self.evidence_token_id, self.evidence_end_token_id = ids
 
@@ -269,8 +269,8 @@ class D2VLMProcessor(ProcessorMixin):
         has_video = [self.video_token in row for row in texts]
         if sum(has_video) != num_videos:
             raise ValueError(
-                f"{sum(has_video)} of {len(texts)} texts have a {self.video_token} placeholder, but {num_videos} videos "
-                "were passed. Pass one video per placeholder, or `video_index` for rows that share videos."
+                f"{sum(has_video)} of {len(texts)} texts have a {self.video_token} placeholder, but {num_videos} "
+                "videos were passed. Pass one video per placeholder, or `video_index` for rows that share videos."
             )
         numbers = iter(range(num_videos))
         return [next(numbers) if has else -1 for has in has_video]

@@ -32,7 +32,7 @@ from trl_temporal.report import write_report
 from trl_temporal.synthesis.preference import make_preferences
 from trl_temporal.trainer.evidence_config import EvidenceConfigMixin
 
-# The recipe: what `recipes/eventworld/fpo.yaml` would say. Command line flags and `--config` win.
+# The recipe. Command line flags and `--config` win.
 DEFAULTS = {
     "output_dir": "outputs/fpo",
     "max_steps": 250,
@@ -120,8 +120,9 @@ def main() -> None:
             log_histories={"SFT continued": sft.state.log_history, "FPO": fpo.state.log_history},
             preference_rows=list(pairs.select(range(min(len(pairs), 200)))),
             read_video=fpo.read_video,
+            compare=("FPO", "SFT continued"),
             settings={
-                "start checkpoint": script_args.model,
+                "start checkpoint": Path(script_args.model).name,
                 "training videos": script_args.num_train,
                 "test videos": script_args.num_test,
                 "steps": training_args.max_steps,

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from trl_temporal.data.collator import EvidenceCollator
 from trl_temporal.data.event_world import frame_tags, render, simulate, video_rows
 from trl_temporal.losses import consistency_l1, grounding_bce
+from trl_temporal.models.d2vlm import D2VLMConfig
 from trl_temporal.models.d2vlm.modeling_d2vlm import STAGE_EVIDENCE, STAGE_RESPONSE
 from trl_temporal.models.tiny import build_tiny_d2vlm
 from trl_temporal.video import Video
@@ -216,6 +217,10 @@ def main() -> None:
     pretrain_frame_encoder(model, processor, args, args.out / "tags.pt")
     pretrain_model(model, processor, args, args.out / "answers.pt")
     model.half().save_pretrained(args.out)
+    # Half precision on disk, full precision in memory: training in float16 would diverge.
+    config = D2VLMConfig.from_pretrained(args.out)
+    config.dtype = torch.float32
+    config.save_pretrained(args.out)
     processor.save_pretrained(args.out)
     print(f"Saved to {args.out}")
 

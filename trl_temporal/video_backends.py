@@ -297,7 +297,7 @@ def _timed_frames(
                 landing = next(frames, None)
             except av.FFmpegError:
                 landing = None
-            if landing is not None and True:
+            if landing is not None and landing[0] <= start_s + TOLERANCE_S:
                 yield landing
                 yield from frames
                 return

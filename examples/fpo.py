@@ -119,7 +119,6 @@ def main() -> None:
             rows=list(dataset["test"]),
             log_histories={"SFT continued": sft.state.log_history, "FPO": fpo.state.log_history},
             preference_rows=list(pairs.select(range(min(len(pairs), 200)))),
-            read_video=fpo.read_video,
             compare=("FPO", "SFT continued"),
             settings={
                 "start checkpoint": Path(script_args.model).name,

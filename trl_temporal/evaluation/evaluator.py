@@ -278,13 +278,10 @@ def paired_bootstrap(
         `tuple[float, float, float]`: mean of `a - b`, and the lower and upper end of the interval.
 
     Example:
-
-    ```python
-    >>> import numpy as np
-    >>> from trl_temporal.evaluation.evaluator import paired_bootstrap
-    >>> paired_bootstrap(np.ones(8), np.zeros(8))
-    (1.0, 1.0, 1.0)
-    ```
+        >>> import numpy as np
+        >>> from trl_temporal.evaluation.evaluator import paired_bootstrap
+        >>> paired_bootstrap(np.ones(8), np.zeros(8))
+        (1.0, 1.0, 1.0)
     """
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if a.shape != b.shape or a.ndim != 1 or len(a) == 0:

@@ -9,12 +9,12 @@ from rich.table import Table
 
 from .evaluator import EvaluationResult, paired_difference
 
-# Columns of the table: metric, and its heading in two short lines.
+# Columns of the table: metric, and a heading whose words stand below each other, so that the table fits 80 columns.
 COLUMNS = {
     "grounding_f1": "grounding F1",
     "grounding_f1@0.5": "F1 @.5",
     "grounding_count_accuracy": "exact count",
-    "grounding_over_answering": "over- answering",
+    "grounding_over_answering": "over- answer",
     "dense_f1": "dense F1",
     "caption_exact_match": "caption EM",
     "caption_word_f1": "word F1",
@@ -111,7 +111,7 @@ def print_table(
     baselines = baseline_metrics(next(iter(results.values())))
     columns = [metric for metric in COLUMNS if any(metric in scores for scores in metrics.values())]
 
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1), title_justify="left")
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), show_edge=False, title_justify="left")
     table.add_column("", no_wrap=True)
     for metric in columns:
         width = max(len(word) for word in [*COLUMNS[metric].split(), "0.000"])
@@ -122,6 +122,7 @@ def print_table(
     for name, scores in baselines.items():
         table.add_row(name, *(format_score(scores.get(metric)) for metric in columns), style="dim")
     console.print(table)
+    console.print()
 
     malformed = {name: int(scores["malformed"]) for name, scores in metrics.items() if scores["malformed"]}
     if malformed:
@@ -134,9 +135,10 @@ def print_table(
 
 def _difference_table(results: dict[str, EvaluationResult], compare: tuple[str, str]) -> Table:
     table = Table(
-        title=f"{compare[0]} − {compare[1]}, paired, with the 95 % bootstrap interval over videos",
+        title=f"{compare[0]} − {compare[1]}, paired; 95 % bootstrap interval over videos",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1),
+        padding=(0, 0, 0, 1),
+        show_edge=False,
         title_justify="left",
     )
     table.add_column("", no_wrap=True)

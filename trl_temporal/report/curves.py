@@ -78,12 +78,9 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
         `list[float]`: multiples of 1, 2 or 5 times a power of ten.
 
     Example:
-
-    ```python
-    >>> from trl_temporal.report.curves import nice_ticks
-    >>> nice_ticks(0, 23)
-    [0.0, 5.0, 10.0, 15.0, 20.0]
-    ```
+        >>> from trl_temporal.report.curves import nice_ticks
+        >>> nice_ticks(0, 23)
+        [0.0, 5.0, 10.0, 15.0, 20.0]
     """
     power = 10.0 ** math.floor(math.log10((high - low) / count))
     step = min((multiple * power for multiple in (1, 2, 5, 10)), key=lambda step: abs((high - low) / step - count))

@@ -27,11 +27,11 @@ SYNTHETIC_NOTE = (
     "which way things move. They are not a paper's table."
 )
 FACTOR_MEANING = {
-    "shift": "one interval is moved in time",
+    "shift": "one or more intervals are moved in time",
     "add": "an event that is not there is added",
     "delete": "one or more events are left out",
     "merge": "two neighbouring events become one",
-    "distort": "a fact in the words is changed",
+    "distort": "one or more facts in the words are changed",
     "repeat": "an event takes the words of the one before it",
     "drop": "a part of the video is dropped",
     "shuffle": "parts of the video are shuffled",
@@ -45,14 +45,15 @@ def _results_table(results: Mapping[str, EvaluationResult]) -> dict:
     best = {}
     for metric in columns:
         choose = min if metric in LOWER_IS_BETTER else max
-        best[metric] = choose(format_score(scores[metric]) for scores in metrics.values())
+        shown = {format_score(scores[metric]) for scores in metrics.values()}
+        best[metric] = choose(shown) if len(shown) > 1 else None
 
     def cells(scores: Mapping[str, float], is_model: bool) -> list[dict]:
         texts = {metric: format_score(scores.get(metric)) for metric in columns}
         return [{"text": text, "is_best": is_model and text == best[metric]} for metric, text in texts.items()]
 
     return {
-        "columns": [COLUMNS[metric].replace("- ", "\N{SOFT HYPHEN}") for metric in columns],
+        "columns": [COLUMNS[metric].replace("- ", "-") for metric in columns],
         "models": {name: cells(scores, is_model=True) for name, scores in metrics.items()},
         "baselines": {
             name: cells(scores, is_model=False)

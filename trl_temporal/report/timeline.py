@@ -84,20 +84,22 @@ def bars(spans: Sequence[Interval], duration_s: float) -> list[dict]:
     ]
 
 
-def salience_curves(answer: "GroundedAnswer", threshold: float) -> list[dict]:
+def salience_curves(answer: "GroundedAnswer", duration_s: float, threshold: float) -> list[dict]:
     """
     The similarity of every `<evi>` to every frame as step curves: frame i lasts until frame i + 1.
 
     Args:
         answer (`GroundedAnswer`):
             Answer with `salience` of shape `(E, T)` and `timestamps_s` of shape `(T,)`.
+        duration_s (`float`):
+            Length of the time axis in seconds.
         threshold (`float`):
             Share of its maximum from which a frame counts as salient.
 
     Returns:
         `list[dict]`: `points` and `threshold` in a box of 1000 by 100 with 0 at the bottom, `stage` and `colour`.
     """
-    edges = np.append(answer.timestamps_s, answer.duration_s) / answer.duration_s * 1000
+    edges = np.append(answer.timestamps_s, answer.duration_s) / duration_s * 1000
     x = np.repeat(edges, 2)[1:-1]
     curves = []
     for index, similarity in enumerate(np.asarray(answer.salience, dtype=float)):
@@ -174,13 +176,13 @@ def choose_rows(rows: Sequence[Mapping], num_examples: int) -> list[int]:
 
 def _verdict(row: Mapping, result: EvaluationResult, index: int) -> str:
     answer = result.answers[index]
-    counts = f"{len(scored_spans(answer))} intervals for {len(truth_spans(row))}"
+    counts = f"{len(scored_spans(answer))}/{len(truth_spans(row))} intervals"
     if row["task"] == "grounding":
         return f"F1 {result.per_row['grounding_f1'][index]:.2f}, {counts}"
     if row["task"] == "dense":
         pairs = match_captions(row, answer)
         exact = sum(normalize(truth) == normalize(predicted or "") for truth, predicted in pairs)
-        return f"F1 {result.per_row['dense_f1'][index]:.2f}, {counts}, {exact} of {len(pairs)} captions right"
+        return f"F1 {result.per_row['dense_f1'][index]:.2f}, {counts}, {exact}/{len(pairs)} captions right"
     words = "right" if result.per_row["qa_exact_match"][index] else "wrong"
     return f"{words}, evidence F1 {result.per_row['qa_evidence_f1'][index]:.2f}"
 
@@ -220,13 +222,13 @@ def example(
                 "name": name,
                 "evidence": bars(answer.evidence, video.duration_s),
                 "response": bars(answer.response, video.duration_s),
-                "curves": salience_curves(answer, threshold),
+                "curves": salience_curves(answer, video.duration_s, threshold),
                 "parts": text_parts(answer.text, [list(span) for span in answer.response]),
                 "verdict": _verdict(row, result, index),
             }
         )
     return {
-        "id": row["id"],
+        "id": row.get("id") or f"row {index}",
         "task": row["task"],
         "question": question_text(row),
         "duration_s": video.duration_s,
@@ -284,6 +286,7 @@ def preference_pair(row: Mapping, read_video: Callable[[str | dict], Video]) -> 
         `dict`
     """
     video = read_video(row["videos"][0])
+    arguments = json.loads(row.get("factor_args") or "{}", parse_float=lambda number: round(float(number), 2))
     texts = [split_response(message_text(row[side]))[1] for side in ("chosen", "rejected")]
     spans = [list(row[f"{side}_spans"]) for side in ("chosen", "rejected")]
     parts = mark_difference((texts[0], spans[0]), (texts[1], spans[1]))
@@ -293,7 +296,7 @@ def preference_pair(row: Mapping, read_video: Callable[[str | dict], Video]) -> 
             bar["changed"] = bar["title"] not in [other_bar["title"] for other_bar in other]
     return {
         "factor": row["factor"],
-        "arguments": json.loads(row.get("factor_args") or "{}"),
+        "arguments": {name: json.dumps(value) for name, value in arguments.items()},
         "question": question_text(row),
         "duration_s": video.duration_s,
         "strip": strip_jpeg(video),

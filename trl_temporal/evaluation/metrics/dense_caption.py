@@ -31,12 +31,9 @@ def word_f1(truth: str, predicted: str) -> float:
         `float`: 1 for equal bags, 0 for bags without a common word.
 
     Example:
-
-    ```python
-    >>> from trl_temporal.evaluation.metrics.dense_caption import word_f1
-    >>> word_f1("The red disc blinks", "The blue disc blinks.")
-    0.75
-    ```
+        >>> from trl_temporal.evaluation.metrics.dense_caption import word_f1
+        >>> word_f1("The red disc blinks", "The blue disc blinks.")
+        0.75
     """
     truth_words, predicted_words = Counter(normalize(truth).split()), Counter(normalize(predicted).split())
     num_words = truth_words.total() + predicted_words.total()
@@ -116,12 +113,9 @@ def exchange_chance(texts_per_row: Sequence[Sequence[str]], kinds: Sequence[str]
         `float`: probability that a text equals one drawn from the other rows; 0 when there is no other row.
 
     Example:
-
-    ```python
-    >>> from trl_temporal.evaluation.metrics.dense_caption import exchange_chance
-    >>> exchange_chance([["yes"], ["yes"], ["no"]])  # mean of 1/2, 1/2 and 0
-    0.3333333333333333
-    ```
+        >>> from trl_temporal.evaluation.metrics.dense_caption import exchange_chance
+        >>> exchange_chance([["yes"], ["yes"], ["no"]])  # mean of 1/2, 1/2 and 0
+        0.3333333333333333
     """
     rows_of_kind = defaultdict(list)
     for texts, kind in zip(texts_per_row, kinds or [""] * len(texts_per_row), strict=True):

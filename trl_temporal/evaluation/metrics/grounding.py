@@ -72,12 +72,9 @@ def interval_f1(truth: Sequence[Interval], predicted: Sequence[Interval]) -> np.
         `np.ndarray` of shape `(4,)`: 1 where both are empty, 0 where only one is.
 
     Example:
-
-    ```python
-    >>> from trl_temporal.evaluation.metrics.grounding import interval_f1
-    >>> interval_f1([[0, 10]], [[0, 6]]).tolist()
-    [1.0, 1.0, 1.0, 0.0]
-    ```
+        >>> from trl_temporal.evaluation.metrics.grounding import interval_f1
+        >>> interval_f1([[0, 10]], [[0, 6]]).tolist()
+        [1.0, 1.0, 1.0, 0.0]
     """
     if len(truth) == 0 or len(predicted) == 0:
         return np.full(len(IOU_THRESHOLDS), float(len(truth) == len(predicted)))

@@ -10,7 +10,7 @@ model with SFT and, from the same start on the same rows, with FPO, and compares
 Ends with a table and an HTML report. `--resume_from_checkpoint last` continues a run that was stopped.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -82,10 +82,8 @@ def main() -> None:
     processor = D2VLMProcessor.from_pretrained(script_args.model)
 
     # Equally long SFT on the same rows in the same order: without it, FPO's gain would be that of more training.
-    shared = {
-        name: getattr(training_args, name)
-        for name in [*(set(DEFAULTS) - {"output_dir", "preference_coef"}), *EvidenceConfigMixin.__dataclass_fields__]
-    }
+    names = set(DEFAULTS) - {"output_dir", "preference_coef"} | {entry.name for entry in fields(EvidenceConfigMixin)}
+    shared = {name: getattr(training_args, name) for name in names}
     sft_args = EvidenceSFTConfig(
         output_dir=str(output_dir / "sft"), resume_from_checkpoint=training_args.resume_from_checkpoint, **shared
     )

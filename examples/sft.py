@@ -32,7 +32,7 @@ from trl_temporal.models.tiny import build_tiny_d2vlm
 # The recipe. Command line flags and `--config` win.
 DEFAULTS = {
     "output_dir": "outputs/sft",
-    "max_steps": 500,
+    "max_steps": 400,
     "per_device_train_batch_size": 16,
     "learning_rate": 1.5e-3,
     "lr_scheduler_type": "cosine",
@@ -93,6 +93,7 @@ def main() -> None:
         model = D2VLMForConditionalGeneration.from_pretrained(script_args.model, dtype=torch.float32)
         processor = D2VLMProcessor.from_pretrained(script_args.model)
     else:
+        training_args.freeze_vision_tower = False
         torch.manual_seed(training_args.seed)
         fps = script_args.fps or (2.0 if script_args.dataset is None else 4.0)
         model, processor = build_tiny_d2vlm(texts_of(train), fps=fps)

@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from trl_temporal.data.collator import EvidenceCollator
-from trl_temporal.data.event_world import frame_tags, render, simulate, video_rows
+from trl_temporal.data.event_world import SPLIT_STARTS, frame_tags, render, simulate, video_rows
+from trl_temporal.evaluation.evaluator import GroundedEvaluator
 from trl_temporal.losses import consistency_l1, grounding_bce
 from trl_temporal.models.d2vlm import D2VLMConfig
 from trl_temporal.models.d2vlm.modeling_d2vlm import STAGE_EVIDENCE, STAGE_RESPONSE
@@ -127,7 +128,7 @@ def pretrain_frame_encoder(model, processor, args, checkpoint: Path) -> None:
         start = state["step"]
     batches = TagBatches(processor, args.seed, 2 * args.num_videos, args.tag_steps)
     loader = DataLoader(batches, batch_size=None, sampler=range(start, args.tag_steps), num_workers=args.num_workers)
-    bar = tqdm(loader, desc="Frame tags", initial=start, total=args.tag_steps)
+    bar = tqdm(loader, desc="Frame tags", mininterval=5, initial=start, total=args.tag_steps)
     for step, batch in enumerate(bar, start=start):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.tag_steps, args.learning_rate)
@@ -154,8 +155,13 @@ def pretrain_frame_encoder(model, processor, args, checkpoint: Path) -> None:
 
 
 def pretrain_model(model, processor, args, checkpoint: Path) -> None:
-    """Stage 2: L_sft + L_gnd + L_cons on all questions."""
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
+    """
+    Stage 2: L_sft + L_gnd + L_cons on all questions, behind the frozen frame encoder. Trained along, the encoder
+    forgot colours (F1 of the tags from .94 to .3 in 1500 steps) before the language model had learnt to ask for them.
+    """
+    model.model.vision_tower.requires_grad_(False)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.01)
     start = 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
@@ -165,7 +171,7 @@ def pretrain_model(model, processor, args, checkpoint: Path) -> None:
     offset = 2 * args.num_videos * args.tag_steps
     batches = AnswerBatches(processor, args.seed, args.num_videos, args.steps, offset)
     loader = DataLoader(batches, batch_size=None, sampler=range(start, args.steps), num_workers=args.num_workers)
-    bar = tqdm(loader, desc="Answers", initial=start, total=args.steps)
+    bar = tqdm(loader, desc="Answers", mininterval=5, initial=start, total=args.steps)
     begun = time.perf_counter()
     for step, batch in enumerate(bar, start=start):
         for group in optimizer.param_groups:
@@ -181,7 +187,7 @@ def pretrain_model(model, processor, args, checkpoint: Path) -> None:
         loss = output.loss + grounding + 0.1 * ramp * consistency
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         if step % 20 == 0:
             bar.set_postfix(sft=f"{output.loss.item():.4f}", gnd=f"{grounding.item():.4f}")
@@ -194,16 +200,73 @@ def pretrain_model(model, processor, args, checkpoint: Path) -> None:
             )
 
 
+def evaluate(model, processor, args) -> dict[str, float]:
+    """Scores on validation worlds, rendered as in training."""
+    rows = []
+    for index in range(SPLIT_STARTS["validation"], SPLIT_STARTS["validation"] + args.num_eval):
+        rng = np.random.default_rng([args.seed, index, 1])
+        rows += video_rows(simulate(args.seed, index), {"path": str(index)}, rng=rng)
+
+    def read_video(entry: dict) -> Video:
+        return read_world(entry, seed=args.seed, fps=processor.fps, size=processor.image_size)
+
+    return GroundedEvaluator(rows, processor, batch_size=64, read_video=read_video)(model).metrics
+
+
+def write_card(args, num_parameters: int, metrics: dict[str, float]) -> None:
+    """The model card: what it is, how it was made, what it scores."""
+    scores = "\n".join(
+        f"| {label} | {metrics[name]:.3f} |"
+        for name, label in {
+            "grounding_f1": "grounding F1 (mean over IoU .1/.3/.5/.7)",
+            "grounding_f1_all_events": "the same for answering every event of the video",
+            "grounding_count_accuracy": "grounding answers with the exact number of intervals",
+            "dense_f1": "dense-caption F1",
+            "caption_exact_match": "caption exact match",
+            "qa_exact_match": "QA exact match",
+        }.items()
+    )
+    (args.out / "README.md").write_text(
+        f"""---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: video-text-to-text
+tags: [trl, trl_temporal, d2vlm]
+---
+# EventWorld tiny
+
+A [D2VLM](https://huggingface.co/papers/2512.24097) of {num_parameters / 1e6:.1f} M parameters that grounds, captions
+and answers questions about EventWorld videos (moving discs and crosses). It knows nothing else. Weights are float16 on
+disk and float32 in memory.
+
+Made on the CPU by
+
+    python recipes/eventworld/pretrain.py --out examples/eventworld_tiny --seed {args.seed}
+
+with {args.tag_steps} steps of frame tags and {args.steps} steps of questions, {args.num_videos} videos each, from
+worlds that occur in no split of the data set. On {args.num_eval} validation worlds:
+
+| metric | score |
+|---|---|
+{scores}
+
+The synthetic world proves directions and plumbing; it reproduces no table of the paper.
+""",
+        encoding="utf-8",
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the finished model and of the checkpoints")
-    parser.add_argument("--tag-steps", type=int, default=600)
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--tag-steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--num-videos", type=int, default=8, help="videos per step; each has four questions")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--save-steps", type=int, default=250)
     parser.add_argument("--num-workers", type=int, default=1, help="processes that render")
-    parser.add_argument("--threads", type=int, default=2, help="threads that train")
+    parser.add_argument("--threads", type=int, default=1, help="threads that train")
+    parser.add_argument("--num-eval", type=int, default=64, help="validation worlds of the model card")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -211,11 +274,11 @@ def main() -> None:
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     model, processor = build_tiny_d2vlm(all_texts(args.seed))
-    print(
-        f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters, {len(processor.tokenizer)} tokens"
-    )
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{num_parameters:,} parameters, {len(processor.tokenizer)} tokens")
     pretrain_frame_encoder(model, processor, args, args.out / "tags.pt")
     pretrain_model(model, processor, args, args.out / "answers.pt")
+    write_card(args, num_parameters, evaluate(model, processor, args))
     model.half().save_pretrained(args.out)
     # Half precision on disk, full precision in memory: training in float16 would diverge.
     config = D2VLMConfig.from_pretrained(args.out)

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # the examples and recipes are scripts, not part of the package
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -43,17 +42,20 @@ def preferences(event_world):
 
 @pytest.fixture(scope="session")
 def tiny_dir(tmp_path_factory, event_world) -> Path:
-    """A saved tiny D2VLM with random weights whose `<evi>` similarities are spread out."""
+    """A saved tiny D2VLM with random weights that attends, and whose `<evi>` similarities are spread out."""
     from trl_temporal.models.tiny import build_tiny_d2vlm
 
     torch.manual_seed(0)
     texts = [row["prompt"][0]["content"][-1]["text"] for row in event_world["train"]]
     texts += [row["completion"][0]["content"][0]["text"] for row in event_world["train"]]
     model, processor = build_tiny_d2vlm(texts, vocab_size=320, hidden_size=32, num_hidden_layers=3, image_size=16)
-    with torch.no_grad():
-        for head in (model.model.evi_head, model.model.frame_head):
-            head[3].weight.mul_(20)
-            head[3].bias.normal_()
+    # Attention that does something, so that a wrong mask is noticed, and similarities that differ between frames.
+    layers, heads = model.model.language_model.layers, (model.model.evi_head, model.model.frame_head)
+    for std, modules in ((0.15, layers), (0.35, heads)):
+        for module in modules:
+            for parameter in module.parameters():
+                if parameter.ndim == 2:
+                    torch.nn.init.normal_(parameter, std=std)
     path = tmp_path_factory.mktemp("tiny")
     model.save_pretrained(path)
     processor.save_pretrained(path)
@@ -77,6 +79,30 @@ def read_video(tiny, tmp_path_factory):
     from trl_temporal.data.frame_cache import FrameCache
 
     processor = tiny[1]
-    return FrameCache(
-        tmp_path_factory.getbasetemp() / "frames", fps=processor.fps, size=processor.image_size
-    )
+    return FrameCache(tmp_path_factory.getbasetemp() / "frames", fps=processor.fps, size=processor.image_size)
+
+
+@pytest.fixture
+def config(tmp_path, tmp_path_factory):
+    """Makes the configuration of a run of a few steps on the CPU."""
+
+    def make(config_class, **kwargs):
+        defaults = {
+            "output_dir": str(tmp_path / "out"),
+            "frame_cache_dir": str(tmp_path_factory.getbasetemp() / "frames"),
+            "per_device_train_batch_size": 2,
+            "max_steps": 1,
+            "learning_rate": 1e-2,
+            "max_grad_norm": 0.0,  # tests look at gradients
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "gradient_checkpointing": False,
+            "bf16": False,
+            "use_cpu": True,
+            "freeze_vision_tower": False,
+        }
+        return config_class(**{**defaults, **kwargs})
+
+    return make

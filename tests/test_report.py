@@ -179,9 +179,9 @@ class TestReport:
         page = Page(html)
         assert [name for name in page.ids if name != "theme"] == [
             "results",
-            "curves",
             "timelines",
             "preferences",
+            "curves",
             "settings",
         ]
         text = " ".join(" ".join(page.text).split())

@@ -12,7 +12,8 @@ import torch
 from ..models.d2vlm.modeling_d2vlm import STAGE_EVIDENCE, STAGE_PROMPT, STAGE_RESPONSE
 from ..models.d2vlm.processing_d2vlm import D2VLMProcessor, spans_to_frame_mask
 from ..video import Video
-from .schema import RowError, strip_none_parts
+from .schema import RowError, coerce_videos, strip_none_parts
+from .video_check import check_visible
 
 
 class _Sequence(NamedTuple):
@@ -49,7 +50,7 @@ class _Collator:
         """The distinct videos of the rows, and which of them each row shows (-1 for none)."""
         videos, numbers, seen = [], [], {}
         for row in rows:
-            entries = row.get("videos") or []
+            entries = coerce_videos(row.get("videos"))
             if not entries:
                 numbers.append(-1)
                 continue
@@ -109,14 +110,10 @@ class _Collator:
         all_spans = [*prompt_spans, *spans, *response_spans]
         frames = None
         if video is not None:
-            # Without this, the nearest frame would stand in for an event that nobody can see.
-            unseen = [list(span) for span in all_spans if span[0] >= video.duration_s]
-            if unseen:
-                raise RowError(
-                    f"row {row.get('id')!r}: the span {unseen[0]} begins after the end of the video at "
-                    f"{video.duration_s} s. Check that the times are seconds of this video or crop, and that the file is "
-                    "whole."
-                )
+            try:
+                check_visible(all_spans, video)
+            except RowError as error:
+                raise RowError(f"row {row.get('id')!r}: {error}") from None
             frames = spans_to_frame_mask(all_spans, video.timestamps_s, video.duration_s)
         elif all_spans:
             raise RowError(f"row {row.get('id')!r}: has spans but no video. Add the video or drop the spans.")
@@ -125,8 +122,8 @@ class _Collator:
             raise RowError(
                 f"row {row.get('id')!r}: {length} tokens ({len(prompt_ids)} in the prompt with "
                 f"{0 if video is None else len(video.frames)} frames, {len(response_ids)} in the response) exceed "
-                f"max_length={self.max_length}. Nothing is truncated: raise max_length, or lower the processor's fps or "
-                "max_frames."
+                f"max_length={self.max_length}. Nothing is truncated: raise max_length, or lower the processor's fps "
+                "or max_frames."
             )
         return _Sequence(
             input_ids=prompt_ids + response_ids,

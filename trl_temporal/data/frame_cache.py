@@ -16,8 +16,8 @@ class FrameCache:
     """
     Reads the sampled frames of a row's video, from disk where they were decoded before.
 
-    An entry is keyed by the video (path, size and modification time, crop) and by how it is sampled, so that a changed
-    file or setting is decoded anew. Frames come back memory-mapped.
+    An entry is keyed by the video (path, size and modification time of the file or of every frame of the folder, crop)
+    and by how it is sampled, so that a changed file or setting is decoded anew. Frames come back memory-mapped.
 
     Args:
         root (`str` or `None`):
@@ -96,13 +96,19 @@ class FrameCache:
         path = entry.get("path") or entry.get("frames_dir")
         if path is None or not os.path.exists(path):
             return None  # the loader has the right words for it
-        status = os.stat(path)
         key = {
             "entry": {name: value for name, value in entry.items() if value is not None},
             "path": os.path.abspath(path),
-            "size": status.st_size,
-            "modified_ns": status.st_mtime_ns,
+            "version": _version(path),
             "sampling": self.sampling,
         }
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
         return self.root / digest[:2] / digest
+
+
+def _version(path: str) -> list:
+    """Size and modification time of a file; of a folder, those of its files: writing into one leaves the folder's."""
+    if os.path.isdir(path):
+        return [[name, *_version(os.path.join(path, name))] for name in sorted(os.listdir(path))]
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns]

@@ -1,10 +1,13 @@
 # Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 
 @dataclass
 class EvidenceConfigMixin:
     """Fields that [`EvidenceSFTConfig`] and [`FPOConfig`] share; described there."""
+
+    _presets: ClassVar[dict[str, dict]]
 
     max_length: int | None = field(
         default=None,
@@ -13,6 +16,10 @@ class EvidenceConfigMixin:
     remove_unused_columns: bool = field(
         default=True,
         metadata={"help": "Drop the columns that training does not read."},
+    )
+    freeze_vision_tower: bool = field(
+        default=True,
+        metadata={"help": "Do not train the vision tower, as in the paper."},
     )
     evidence_coef: float = field(
         default=1.0,
@@ -62,6 +69,13 @@ class EvidenceConfigMixin:
         metadata={"help": "Decoder: 'pyav', 'torchcodec' or 'decord'.", "choices": ["pyav", "torchcodec", "decord"]},
     )
 
+    @classmethod
+    def from_preset(cls, preset: str, **kwargs):
+        """The settings of `"paper"` or `"d2vlm-release"`; keyword arguments win."""
+        if preset not in cls._presets:
+            raise ValueError(f"There is no preset {preset!r}; the presets are {', '.join(cls._presets)}.")
+        return cls(**{**cls._presets[preset], **kwargs})
+
     def _check_evidence_fields(self):
         choices = {
             "grounding_target": ("hard", "soft"),
@@ -71,6 +85,11 @@ class EvidenceConfigMixin:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        if self.fp16 and self.device.type == "cpu":
+            raise ValueError(
+                "`fp16=True` needs a GPU, but there is none or `use_cpu=True`; on the CPU it would be ignored. Set "
+                "`fp16=False`, or `bf16=True` with `use_cpu=True`."
+            )
         if not 0 <= self.consistency_ramp_start <= self.consistency_ramp_end <= 1:
             raise ValueError(
                 "`consistency_ramp_start` and `consistency_ramp_end` are shares of training with 0 <= start <= end <= "

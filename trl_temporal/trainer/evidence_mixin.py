@@ -3,20 +3,18 @@
 
 import json
 import os
-import warnings
 from pathlib import Path
 
 import datasets
 import torch
-from tqdm import tqdm
 from transformers.trainer_utils import get_last_checkpoint, has_length
 
 from ..data.frame_cache import FrameCache
 from ..data.sampler import VideoGroupSampler
-from ..data.schema import coerce_videos, filter_bad_rows, validate_dataset, validate_row, without_video_decoding
+from ..data.schema import filter_bad_rows, validate_dataset, validate_row, without_video_decoding
+from ..data.video_check import drop_rows, find_bad_videos
 from ..losses import consistency_l1, grounding_bce, soft_targets
 from ..models.d2vlm.modeling_d2vlm import STAGE_EVIDENCE, STAGE_RESPONSE
-from ..video import VideoError
 from .callbacks import InterruptCallback
 from .fused_forward import EvidenceFusedOutput
 
@@ -78,57 +76,43 @@ class EvidenceTrainerMixin:
     def _prepare_dataset(self, dataset, processing_class, args, *unused, dataset_name: str | None = None):
         """Checks every row and every video before training; TRL's own preparation would tokenize without the video."""
         name = dataset_name or unused[-1]
+        skip = args.on_bad_sample == "skip"
         if isinstance(dataset, datasets.IterableDataset):
+            if skip:
+                raise ValueError(
+                    "`on_bad_sample='skip'` looks at all rows before training, which a streaming dataset does not "
+                    "allow. Load it without streaming, or filter it first."
+                )
             return dataset.map(_checked, fn_kwargs={"kind": self._row_kind})
         dataset = without_video_decoding(dataset)
-        manifest = Path(args.output_dir) / f"skipped_{name}.jsonl"
-        if args.on_bad_sample == "skip":
-            dataset = filter_bad_rows(dataset, self._row_kind, manifest)
-        else:
-            validate_dataset(dataset, self._row_kind)
-        return self._check_videos(dataset, args, name, manifest)
+        with args.main_process_first(desc=f"checking the {name} dataset"):  # the others find the frames in the cache
+            return self._skip_bad_rows(dataset, args, name) if skip else self._refuse_bad_rows(dataset, args, name)
 
-    def _check_videos(self, dataset, args, name: str, manifest: Path):
-        """Decodes every video once, into the frame cache; without a cache a bad video is met in training."""
+    def _refuse_bad_rows(self, dataset, args, name: str):
+        validate_dataset(dataset, self._row_kind)
         if not args.cache_frames or "videos" not in dataset.column_names:
+            return dataset  # to decode only to look would double the work: a bad video is met in training
+        for index, error in find_bad_videos(dataset, self.read_video, self._progress(args, name)):
+            raise type(error)(
+                f"row {dataset[index].get('id', index)!r} of the {name} dataset: {error} Or set "
+                "`on_bad_sample='skip'` to go on without such rows."
+            ) from error
+        return dataset
+
+    def _skip_bad_rows(self, dataset, args, name: str):
+        # Every rank finds the same rows; one writes them down.
+        manifest = Path(args.output_dir, f"skipped_{name}.jsonl") if args.process_index == 0 else Path(os.devnull)
+        indices = range(len(dataset))
+        dataset = filter_bad_rows(dataset, self._row_kind, manifest)
+        skipped = {json.loads(line)["index"] for line in manifest.read_text(encoding="utf-8").splitlines()}
+        indices = [index for index in indices if index not in skipped]
+        if "videos" not in dataset.column_names:
             return dataset
-        rows_of: dict[str, list[int]] = {}
-        for index, videos in enumerate(dataset.select_columns(["videos"])["videos"]):
-            if videos:
-                rows_of.setdefault(json.dumps(coerce_videos(videos)[0], sort_keys=True), []).append(index)
-        bad: dict[int, str] = {}
-        bar = tqdm(
-            rows_of.items(),
-            desc=f"Reading videos of the {name} dataset",
-            disable=not args.should_log or bool(args.disable_tqdm),
-        )
-        for entry, indices in bar:
-            try:
-                self.read_video(json.loads(entry))
-            except VideoError as error:
-                row_id = dataset[indices[0]].get("id", indices[0])
-                if args.on_bad_sample == "raise":
-                    raise VideoError(
-                        f"row {row_id!r} of the {name} dataset: {error} Or set `on_bad_sample='skip'` to go on "
-                        "without such rows."
-                    ) from error
-                bad.update(dict.fromkeys(indices, str(error)))
-        if not bad:
-            return dataset
-        ids = dataset["id"] if "id" in dataset.column_names else None
-        with open(manifest, "a", encoding="utf-8") as file:
-            for index, reason in bad.items():
-                row_id = None if ids is None else ids[index]
-                file.write(json.dumps({"index": index, "id": row_id, "reason": reason}) + "\n")
-        warnings.warn(
-            f"skipped {len(bad)} of {len(dataset)} rows of the {name} dataset whose video cannot be read; {manifest} "
-            "says which and why",
-            stacklevel=2,
-        )
-        kept = [index for index in range(len(dataset)) if index not in bad]
-        if not kept:
-            raise VideoError(f"No row of the {name} dataset has a readable video; mend them as {manifest} says.")
-        return dataset.select(kept)
+        bad = dict(find_bad_videos(dataset, self.read_video, self._progress(args, name)))
+        return drop_rows(dataset, bad, manifest, indices)
+
+    def _progress(self, args, name: str) -> str | None:
+        return f"Reading videos of the {name} dataset" if args.should_log and not args.disable_tqdm else None
 
     def _get_train_sampler(self, train_dataset=None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -148,18 +132,15 @@ class EvidenceTrainerMixin:
         """Grounded rows and labelled tokens of the responses that are learnt from."""
         raise NotImplementedError
 
-    def _divide(self, total: torch.Tensor, which: int, batch: dict, undo_accumulation: bool) -> torch.Tensor:
+    def _divide(self, total: torch.Tensor, which: int, batch: dict) -> torch.Tensor:
         """
-        `total` over the count of the whole optimizer step. The trainer averages over ranks, and, if
-        `undo_accumulation`, over the accumulated batches: that is undone here.
+        `total` over the count of the whole optimizer step, so that the mean over ranks and accumulated batches, which
+        is what the trainer trains on and logs, is the loss of the step.
         """
         if not self.model.training:
             return total / self._count(batch)[which].clamp(min=1)
-        count = self._step_counts[which].clamp(min=1)
-        scale = self.accelerator.num_processes
-        if undo_accumulation:
-            scale *= self.current_gradient_accumulation_steps
-        return total * scale / count
+        scale = self.accelerator.num_processes * self.current_gradient_accumulation_steps
+        return total * scale / self._step_counts[which].clamp(min=1)
 
     def _consistency_weight(self) -> float:
         """`consistency_coef` behind its ramp."""
@@ -172,10 +153,13 @@ class EvidenceTrainerMixin:
         return self.args.consistency_coef * (progress - start) / (end - start)
 
     def _evidence_losses(
-        self, output: EvidenceFusedOutput, stage: torch.Tensor, frames: torch.Tensor
+        self, output: EvidenceFusedOutput, inputs: dict, rows: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """L_gnd and L_cons, summed over the rows of `stage` (which may be fewer than those of `output`)."""
-        rows = len(stage)
+        """L_gnd and L_cons of the first `rows` rows; zero for a batch without video, which other ranks may have."""
+        if output.evidence_logits is None:
+            zero = output.log_probs.new_zeros(())
+            return zero, zero
+        stage, frames = inputs["evidence_stage"][:rows], inputs["evidence_frame_mask"][:rows]
         targets = soft_targets(frames) if self.args.grounding_target == "soft" else frames
         grounding = grounding_bce(
             output.evidence_logits[:rows], targets, output.evidence_mask[:rows], output.frame_mask[:rows]
@@ -183,7 +167,7 @@ class EvidenceTrainerMixin:
         consistency = consistency_l1(
             output.evidence_queries[:rows], stage == STAGE_EVIDENCE, stage == STAGE_RESPONSE, frames
         )
-        return grounding.sum(), consistency.sum()
+        return self._divide(grounding.sum(), 0, inputs), self._divide(consistency.sum(), 0, inputs)
 
     def _log_metric(self, name: str, value: torch.Tensor) -> None:
         mode = "train" if self.model.training else "eval"

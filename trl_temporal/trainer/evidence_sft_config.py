@@ -34,6 +34,11 @@ class EvidenceSFTConfig(EvidenceConfigMixin, SFTConfig):
     arguments, please refer to the [`~trl.SFTConfig`] documentation.
 
     Parameters:
+        > Parameters that control the model
+
+        freeze_vision_tower (`bool`, *optional*, defaults to `True`):
+            Do not train the vision tower, as in the paper. Set it to `False` for a model from scratch.
+
         > Parameters that control the training
 
         evidence_coef (`float`, *optional*, defaults to `1.0`):
@@ -72,11 +77,8 @@ class EvidenceSFTConfig(EvidenceConfigMixin, SFTConfig):
     ```
     """
 
-    def __post_init__(self):
-        self._check_evidence_fields()
-        super().__post_init__()
+    _presets = EVIDENCE_SFT_PRESETS
 
-    @classmethod
-    def from_preset(cls, preset: str, **kwargs) -> "EvidenceSFTConfig":
-        """The settings of `"paper"` or `"d2vlm-release"`; keyword arguments win."""
-        return cls(**{**EVIDENCE_SFT_PRESETS[preset], **kwargs})
+    def __post_init__(self):
+        super().__post_init__()
+        self._check_evidence_fields()

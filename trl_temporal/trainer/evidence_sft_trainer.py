@@ -75,8 +75,11 @@ class EvidenceSFTTrainer(EvidenceTrainerMixin, SFTTrainer):
             model=model, args=args, data_collator=data_collator, processing_class=processing_class, **kwargs
         )
         self._outputs: list[EvidenceFusedOutput] = []
+        base_model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        if args.freeze_vision_tower:
+            base_model.model.vision_tower.requires_grad_(False)
         add_evidence_head(
-            self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model,
+            base_model,
             grounding_coef=0.0,
             soft=False,
             prefix_sharing=False,
@@ -106,18 +109,13 @@ class EvidenceSFTTrainer(EvidenceTrainerMixin, SFTTrainer):
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, model_outputs = result if return_outputs else (result, None)
         output = self._outputs[0]
-        self._log_metric("loss/sft", -output.text_log_probs.sum() / output.label_mask.sum().clamp(min=1))
-        if output.evidence_logits is not None:
-            grounding, consistency = self._evidence_losses(
-                output, inputs["evidence_stage"], inputs["evidence_frame_mask"]
-            )
-            # TRL divides by `num_items_in_batch` itself; without it the trainer averages the accumulated batches.
-            undo = num_items_in_batch is None
-            grounding = self._divide(grounding, 0, inputs, undo_accumulation=undo)
-            consistency = self._divide(consistency, 0, inputs, undo_accumulation=undo)
-            loss = loss + self.args.evidence_coef * grounding + self._consistency_weight() * consistency
-            self._log_metric("loss/grounding", grounding)
-            self._log_metric("loss/consistency", consistency)
+        grounding, consistency = self._evidence_losses(output, inputs, rows=len(inputs["input_ids"]))
+        evidence = self.args.evidence_coef * grounding + self._consistency_weight() * consistency
+        # With `num_items_in_batch`, TRL's loss is summed over the accumulated batches, not averaged.
+        loss = loss + evidence / (1 if num_items_in_batch is None else self.current_gradient_accumulation_steps)
+        self._log_metric("loss/sft", self._divide(-output.text_log_probs.sum(), 1, inputs))
+        self._log_metric("loss/grounding", grounding)
+        self._log_metric("loss/consistency", consistency)
         self._outputs.clear()
         return (loss, model_outputs) if return_outputs else loss
 

@@ -25,6 +25,11 @@ class FPOConfig(EvidenceConfigMixin, DPOConfig):
     meaning, with log π as in Eq. 7.
 
     Parameters:
+        > Parameters that control the model
+
+        freeze_vision_tower (`bool`, *optional*, defaults to `True`):
+            Do not train the vision tower, as in the paper. Set it to `False` for a model from scratch.
+
         > Parameters that control the preference loss
 
         reference_free (`bool`, *optional*, defaults to `True`):
@@ -98,9 +103,11 @@ class FPOConfig(EvidenceConfigMixin, DPOConfig):
         metadata={"help": "Run chosen and rejected behind one copy of their prompt."},
     )
 
+    _presets = FPO_PRESETS
+
     def __post_init__(self):
-        self._check_evidence_fields()
         super().__post_init__()
+        self._check_evidence_fields()
         if self.sft_coef == 0:
             logger.warning(
                 "`sft_coef=0`: in every measured run the model collapsed without the SFT term while the preference "
@@ -108,8 +115,3 @@ class FPOConfig(EvidenceConfigMixin, DPOConfig):
             )
         if self.reference_free and self.sync_ref_model:
             raise ValueError("`sync_ref_model=True` needs a reference model: set `reference_free=False`.")
-
-    @classmethod
-    def from_preset(cls, preset: str, **kwargs) -> "FPOConfig":
-        """The settings of `"paper"` or `"d2vlm-release"`; keyword arguments win."""
-        return cls(**{**FPO_PRESETS[preset], **kwargs})

@@ -18,7 +18,8 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
 
     It is a [`~trl.DPOTrainer`] whose log π of a response is the log-probability of its tokens plus the
     log-probability that its `<evi>` tokens ground their spans (Eq. 7). Every `loss_type`, PEFT, precomputed reference
-    log-probabilities and the logged rewards work as in [`~trl.DPOTrainer`]. By default there is no reference model (Eq. 4).
+    log-probabilities and the logged rewards work as in [`~trl.DPOTrainer`]. By default there is no reference model
+    (Eq. 4).
 
     Beside TRL's metrics it logs every component of the loss (`loss/preference`, `loss/sft`, `loss/grounding`,
     `loss/consistency`), `grounding_logps/chosen` and `/rejected`, and per factor `margins/<factor>` and
@@ -93,7 +94,10 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
         if self._has_evidence_head:
             return
         self._has_evidence_head = True
-        models = [self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model]
+        base_model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        if self.args.freeze_vision_tower:
+            base_model.model.vision_tower.requires_grad_(False)
+        models = [base_model]
         if self.ref_model is not None:
             models.append(self.accelerator.unwrap_model(self.ref_model))
         for model in models:
@@ -163,24 +167,21 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
         preference, model_outputs = result if return_outputs else (result, None)
         output = self._outputs[0]  # of the policy; a second one is the reference's
 
-        chosen_tokens = output.label_mask[:half].sum().clamp(min=1)
-        chosen_nll = -output.text_log_probs[:half].sum()
-        loss = args.preference_coef * preference
-        if args.sft_coef:
-            loss = loss + args.sft_coef * self._divide(chosen_nll, 1, inputs, undo_accumulation=True)
+        sft = self._divide(-output.text_log_probs[:half].sum(), 1, inputs)
+        grounding, consistency = self._evidence_losses(output, inputs, rows=half)
+        loss = (
+            args.preference_coef * preference
+            + args.sft_coef * sft
+            + args.evidence_coef * grounding
+            + self._consistency_weight() * consistency
+        )
         self._log_metric("loss/preference", preference)
-        self._log_metric("loss/sft", chosen_nll / chosen_tokens)
-        if output.evidence_logits is not None:
-            stage, frames = inputs["evidence_stage"][:half], inputs["evidence_frame_mask"][:half]
-            grounding, consistency = self._evidence_losses(output, stage, frames)
-            grounding = self._divide(grounding, 0, inputs, undo_accumulation=True)
-            consistency = self._divide(consistency, 0, inputs, undo_accumulation=True)
-            loss = loss + args.evidence_coef * grounding + self._consistency_weight() * consistency
-            self._log_metric("loss/grounding", grounding)
-            self._log_metric("loss/consistency", consistency)
-            chosen, rejected = output.grounding_log_probs.chunk(2)
-            self._log_metric("grounding_logps/chosen", chosen.mean())
-            self._log_metric("grounding_logps/rejected", rejected.mean())
+        self._log_metric("loss/sft", sft)
+        self._log_metric("loss/grounding", grounding)
+        self._log_metric("loss/consistency", consistency)
+        chosen, rejected = output.grounding_log_probs.chunk(2)
+        self._log_metric("grounding_logps/chosen", chosen.mean())
+        self._log_metric("grounding_logps/rejected", rejected.mean())
         if factors is not None:
             self._log_factors(inputs, output, factors)
         self._outputs.clear()

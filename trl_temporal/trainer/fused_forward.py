@@ -82,6 +82,7 @@ def add_evidence_head(
         with _backbone(self, inputs, labels, prefix_sharing) as backbone:
             output = fused_forward(*args, fused_lm_head=True, labels=labels, use_cache=use_cache, **inputs)
         output = EvidenceFusedOutput(**output, text_log_probs=output.log_probs)
+        output.grounding_log_probs = output.log_probs.new_zeros(len(output.log_probs))
         evidence = backbone.output
         if evidence.evidence_logits is not None:
             targets = inputs["evidence_frame_mask"]

@@ -322,15 +322,22 @@ class D2VLMQFormerCompressor(nn.Module):
         return padded.masked_scatter(frame_mask.unsqueeze(-1), tokens)
 
 
+class D2VLMHeadLinear(nn.Linear):
+    """
+    A linear layer that starts with unit gain. The similarity is a product of two evidence heads: with transformers'
+    usual 0.02 it starts, and stays for long, at zero in models much narrower than the paper's (3072 ** -0.5 = 0.018).
+    """
+
+
 class D2VLMEvidenceHead(nn.Sequential):
     """Projection of a hidden state into the space in which `<evi>` and frames are compared."""
 
     def __init__(self, hidden_size: int):
         super().__init__(
             nn.LayerNorm(hidden_size),
-            nn.Linear(hidden_size, hidden_size // 2),
+            D2VLMHeadLinear(hidden_size, hidden_size // 2),
             nn.GELU(),
-            nn.Linear(hidden_size // 2, hidden_size),
+            D2VLMHeadLinear(hidden_size // 2, hidden_size),
         )
 
 
@@ -346,13 +353,18 @@ class D2VLMPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        super()._init_weights(module)
-        if isinstance(module, D2VLMQFormerCompressor):
-            nn.init.normal_(module.query_tokens, std=0.02)
+        # Submodules come first, and what is initialised once stays: hence a branch for each leaf.
+        if isinstance(module, D2VLMHeadLinear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            nn.init.zeros_(module.bias)
         elif isinstance(module, (nn.Conv1d, nn.Conv2d)):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+        elif isinstance(module, D2VLMQFormerCompressor):
+            nn.init.normal_(module.query_tokens, std=0.02)
+        else:
+            super()._init_weights(module)
 
 
 class D2VLMModel(D2VLMPreTrainedModel):
@@ -467,6 +479,7 @@ class D2VLMModel(D2VLMPreTrainedModel):
             use_cache (`bool`, *optional*):
                 Whether to return the cache and `next_salience`.
         """
+        unknown = {name for name, value in unknown.items() if value is not None}  # peft passes its defaults on
         if unknown:
             raise TypeError(
                 f"D2VLM got inputs it does not know: {sorted(unknown)}. They would be ignored in silence, and a loss "
@@ -597,11 +610,12 @@ class D2VLMModel(D2VLMPreTrainedModel):
         if video_index is not None and len(input_ids) > 1:
             same_video = video_index[:, None] == video_index[None, :]
             first = same_video.int().argmax(-1)  # first row with the same video
-            prefix = length_index[None, :length] <= last_frame[:, None]
-            same_prefix = (input_ids[:, :length] == input_ids[first, :length]) | ~prefix
+            beyond = length_index[None, :length] > last_frame[:, None]
+            # Embeddings, not ids: the frame tokens of a Q-Former differ with the question.
+            same_prefix = (inputs_embeds[:, :length] == inputs_embeds[first, :length]).all(-1)
             if attention_mask is not None:
                 same_prefix &= attention_mask[:, :length] == attention_mask[first, :length]
-            if bool(same_prefix.all()):
+            if bool((same_prefix | beyond).all()):
                 rows, representative = torch.unique(first, return_inverse=True)
         inputs_embeds = inputs_embeds[rows, :length]
         attention_mask = None if attention_mask is None else attention_mask[rows, :length]
@@ -785,17 +799,27 @@ class D2VLMForConditionalGeneration(D2VLMPreTrainedModel, GenerationMixin):
             Token ids, or [`D2VLMGenerateOutput`] with `return_dict_in_generate=True`.
 
         Raises:
-            ValueError: for beam search and assisted decoding, which would reorder or discard the states that the
-                evidence of a token was read from.
+            ValueError: for beam search, assisted decoding and generation without the cache, which would reorder or
+                discard the states that the evidence of a token was read from.
         """
-        config = generation_config or self.generation_config
-        num_beams = kwargs.get("num_beams") or config.num_beams or 1
-        if num_beams > 1 or kwargs.get("assistant_model") is not None:
+        settings = {**(generation_config or self.generation_config).to_dict(), **kwargs}
+        if (
+            (settings.get("num_beams") or 1) > 1
+            or settings.get("assistant_model") is not None
+            or settings.get("prompt_lookup_num_tokens")
+            or settings.get("use_cache") is False
+        ):
             raise ValueError(
-                "D2VLM generates greedily or by sampling: beam search and assisted decoding would lose the states "
-                "that each `<evi>` was read from. Set `num_beams=1` and pass no `assistant_model`."
+                "D2VLM generates greedily or by sampling, with the cache: beam search, assisted decoding and no cache "
+                "would lose the states that each `<evi>` was read from. Set `num_beams=1` and `use_cache=True`, and "
+                "pass neither `assistant_model` nor `prompt_lookup_num_tokens`."
             )
-        # One entry per generated token: the similarity of the state that predicted it to every frame.
+        if self.training and self.is_gradient_checkpointing:
+            raise ValueError(
+                "Gradient checkpointing switches the cache off in training mode, and generation needs it: call "
+                "`model.eval()` first."
+            )
+        # One entry per generated token: the similarity of the state that predicted it to every frame, -1 at padding.
         trace: list[torch.Tensor] = []
         output = super().generate(inputs, generation_config=generation_config, evidence_trace=trace, **kwargs)
         if not isinstance(output, GenerateDecoderOnlyOutput) or not trace:
@@ -805,11 +829,12 @@ class D2VLMForConditionalGeneration(D2VLMPreTrainedModel, GenerationMixin):
         is_evidence = new_ids == self.config.evidence_token_id
         positions = _positions_of(is_evidence, int(is_evidence.sum(-1).max()))
         evidence_mask = (positions >= 0).unsqueeze(-1)
-        salience = _gather_positions(torch.stack(trace[: new_ids.shape[1]], dim=1), positions) * evidence_mask
+        salience = _gather_positions(torch.stack(trace[: new_ids.shape[1]], dim=1), positions)
+        frame_mask = (salience >= 0) & evidence_mask
         return D2VLMGenerateOutput(
             **output,
-            evidence_salience=salience,
-            evidence_frames=salient_run(salience, self.config.salience_threshold) & (salience > 0),
+            evidence_salience=salience * frame_mask,
+            evidence_frames=salient_run(salience, self.config.salience_threshold, frame_mask),
             evidence_mask=evidence_mask.squeeze(-1),
         )
 
@@ -847,7 +872,7 @@ class D2VLMForConditionalGeneration(D2VLMPreTrainedModel, GenerationMixin):
             for name in ("frame_states", "frame_features", "frame_mask", "next_salience"):
                 model_kwargs[name] = outputs[name]
             if model_kwargs.get("evidence_trace") is not None:
-                model_kwargs["evidence_trace"].append(outputs.next_salience * outputs.frame_mask)
+                model_kwargs["evidence_trace"].append(outputs.next_salience.masked_fill(~outputs.frame_mask, -1.0))
         return model_kwargs
 
     def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):

@@ -1,0 +1,117 @@
+# Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
+"""The cache of decoded frames: what it gives back, and when it decodes again."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from trl_temporal.data import frame_cache
+from trl_temporal.data.frame_cache import FrameCache
+from trl_temporal.video import VideoError
+
+
+@pytest.fixture
+def clip(event_world, tmp_path):
+    """A video file of our own that may be changed."""
+    path = tmp_path / "clip.mp4"
+    shutil.copy(event_world["train"][0]["videos"][0]["path"], path)
+    return path
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Every entry that was decoded."""
+    entries = []
+    load = frame_cache.load_row_video
+    monkeypatch.setattr(
+        frame_cache, "load_row_video", lambda entry, **sampling: entries.append(entry) or load(entry, **sampling)
+    )
+    return entries
+
+
+def assert_same_video(actual, expected):
+    np.testing.assert_array_equal(actual.frames, expected.frames)
+    np.testing.assert_array_equal(actual.timestamps_s, expected.timestamps_s)
+    assert (actual.duration_s, actual.path, actual.warnings) == (expected.duration_s, expected.path, expected.warnings)
+
+
+@pytest.mark.parametrize("crop", [{}, {"start_s": 2.0, "end_s": 6.0}, {"start_s": None, "end_s": None, "fps": None}])
+def test_a_hit_equals_a_miss(clip, tmp_path, decoded, crop):
+    entry = {"path": str(clip), **crop}
+    read = FrameCache(tmp_path / "cache", fps=2.0, size=16)
+    miss, hit = read(entry), read(entry)
+    assert decoded == [entry]
+    assert_same_video(hit, miss)
+    assert_same_video(FrameCache(None, fps=2.0, size=16)(entry), miss)
+    # Another process finds it, too.
+    assert_same_video(FrameCache(tmp_path / "cache", fps=2.0, size=16)(entry), miss)
+    assert len(decoded) == 2
+
+
+def test_a_path_and_an_entry_with_unused_fields_are_the_same_video(clip, tmp_path, decoded):
+    read = FrameCache(tmp_path / "cache", fps=2.0, size=16)
+    read(str(clip)), read({"path": str(clip), "start_s": None, "frames_dir": None})
+    assert len(decoded) == 1
+
+
+@pytest.mark.parametrize("setting", [{"fps": 1.0}, {"size": 8}, {"max_frames": 5}])
+def test_other_sampling_is_another_entry(clip, tmp_path, decoded, setting):
+    sampling = {"fps": 2.0, "size": 16}
+    first = FrameCache(tmp_path / "cache", **sampling)(str(clip))
+    other = FrameCache(tmp_path / "cache", **{**sampling, **setting})(str(clip))
+    assert len(decoded) == 2 and other.frames.shape != first.frames.shape
+
+
+def test_a_replaced_file_is_decoded_again(clip, tmp_path, event_world, decoded):
+    read = FrameCache(tmp_path / "cache", fps=2.0, size=16)
+    before = read(str(clip))
+    other = event_world["train"][4]["videos"][0]["path"]
+    shutil.copy(other, clip)
+    after = read(str(clip))
+    assert len(decoded) == 2
+    assert after.frames.shape != before.frames.shape or (after.frames != before.frames).any()
+    # Also a file of the same size: the time of its last change counts.
+    status = os.stat(clip)
+    os.utime(clip, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000_000))
+    read(str(clip))
+    assert len(decoded) == 3
+
+
+def test_a_changed_frame_in_a_folder_is_read_again(clip, tmp_path, decoded):
+    """Writing into a file does not touch its folder."""
+    from PIL import Image
+
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for number in range(4):
+        Image.new("RGB", (16, 16), (number, 0, 0)).save(folder / f"{number:03}.png")
+    entry = {"frames_dir": str(folder), "fps": 2.0}
+    read = FrameCache(tmp_path / "cache", fps=2.0, size=16)
+    before = read(entry)
+    Image.new("RGB", (16, 16), (200, 0, 0)).save(folder / "002.png")
+    after = read(entry)
+    assert len(decoded) == 2
+    assert (before.frames[2] != after.frames[2]).any() and (before.frames[1] == after.frames[1]).all()
+    read(entry)
+    assert len(decoded) == 2
+
+
+def test_a_write_that_was_cut_off_is_no_entry(clip, tmp_path, decoded):
+    read = FrameCache(tmp_path / "cache", fps=2.0, size=16)
+    expected = read(str(clip))
+    (info,) = (tmp_path / "cache").rglob("*.json")
+    info.unlink()  # it is written last
+    assert_same_video(read(str(clip)), expected)
+    assert len(decoded) == 2
+
+
+def test_faults_are_those_of_the_loader(tmp_path):
+    read = FrameCache(tmp_path / "cache", fps=2.0, size=16)
+    with pytest.raises(VideoError, match="missing.mp4"):
+        read(str(tmp_path / "missing.mp4"))
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(VideoError, match="text.mp4"):
+        read(str(tmp_path / "text.mp4"))
+    assert not list((tmp_path / "cache").rglob("*.json"))

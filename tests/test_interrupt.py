@@ -52,7 +52,5 @@ def test_ctrl_c_leaves_a_checkpoint_that_resume_continues(tiny_dir, event_world,
     resumed = make_trainer(tiny_dir, event_world, tmp_path / "run", frames, resume_from_checkpoint="last")
     resumed.train()
     assert resumed.state.global_step == 4
-    for (name, expected), actual in zip(
-        whole.model.named_parameters(), resumed.model.parameters(), strict=True
-    ):
+    for (name, expected), actual in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
         torch.testing.assert_close(actual, expected, msg=name)

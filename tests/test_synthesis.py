@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trl_temporal.data.event_world import distort_event_world_caption, simulate, video_rows
-from trl_temporal.data.schema import SFT_FEATURES
 from trl_temporal.data.event_world_scene import ACTIONS, COLOURS, RADII
 from trl_temporal.data.grammar import (
     EVI,
@@ -21,7 +20,7 @@ from trl_temporal.data.grammar import (
     parse_captions,
     split_response,
 )
-from trl_temporal.data.schema import validate_dataset, validate_row
+from trl_temporal.data.schema import SFT_FEATURES, validate_dataset, validate_row
 from trl_temporal.spans import iou_matrix
 from trl_temporal.synthesis import (
     FACTORS,

@@ -7,10 +7,11 @@
 #
 # TORCH_INDEX=URL  take torch from this wheel index (a machine without a GPU saves gigabytes with the CPU wheels)
 # PYTHON=...       the Python to make .venv from (3.11 or newer)
-# THREADS=N        CPU threads of the demo
+# THREADS=N        CPU threads of the demo and the tests; more than one only pays on an idle machine, where it is
+#                  somewhat faster: next to another busy process it was eight times slower than one
 
 PYTHON ?= python3
-THREADS ?= 2
+THREADS ?= 1
 TORCH_INDEX ?=
 
 BIN := .venv/bin
@@ -20,6 +21,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 demo test: export HF_HUB_OFFLINE = 1
 demo test: export HF_HUB_DISABLE_TELEMETRY = 1
 demo test: export TOKENIZERS_PARALLELISM = false
+demo test: export OMP_NUM_THREADS = $(THREADS)
 
 .PHONY: setup demo test quality
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
 """
-Trains one step of each method on pairs and rows of noise, one of them without video, and saves the gradients and the
-log of rank 0. Started by `test_two_ranks.py`, in one process or under torchrun.
+Trains one step of each method on rows and pairs of noise, one of them without video, and saves the gradients and the
+log of rank 0. Started under torchrun by `test_two_ranks.py`.
 """
 
 import os
@@ -47,36 +47,42 @@ def settings(output_dir: str, num_ranks: int, accumulation: int) -> dict:
     }
 
 
-def main(tiny_dir: str, output_dir: str, num_ranks: int, accumulation: int) -> None:
-    results = {}
-    for method in ("sft", "fpo"):
-        model = D2VLMForConditionalGeneration.from_pretrained(tiny_dir)
-        processor = D2VLMProcessor.from_pretrained(tiny_dir)
-        arguments = settings(output_dir, num_ranks, accumulation)
-        if method == "sft":
-            trainer = EvidenceSFTTrainer(
-                model,
-                EvidenceSFTConfig(**arguments),
-                data_collator=EvidenceCollator(processor, noise_video),
-                train_dataset=Dataset.from_list(MIXED_ROWS),
-                processing_class=processor,
-            )
-        else:
-            trainer = FPOTrainer(
-                model,
-                args=FPOConfig(beta=1e-2, **arguments),
-                data_collator=PreferenceCollator(processor, noise_video),
-                train_dataset=Dataset.from_list(MIXED_PAIRS),
-                processing_class=processor,
-            )
-        assert trainer.accelerator.num_processes == num_ranks
-        (gradients,) = train(trainer)
-        results[method] = {"gradients": gradients, "log": trainer.state.log_history[0]}
-    if trainer.accelerator.is_main_process:
-        torch.save(results, Path(output_dir) / f"results-{num_ranks}-{accumulation}.pt")
+def train_one_step(method: str, tiny_dir: str, output_dir: str, num_ranks: int, accumulation: int) -> dict:
+    model, processor = (
+        D2VLMForConditionalGeneration.from_pretrained(tiny_dir),
+        D2VLMProcessor.from_pretrained(tiny_dir),
+    )
+    arguments = settings(output_dir, num_ranks, accumulation)
+    if method == "sft":
+        trainer = EvidenceSFTTrainer(
+            model,
+            EvidenceSFTConfig(**arguments),
+            data_collator=EvidenceCollator(processor, noise_video),
+            train_dataset=Dataset.from_list(MIXED_ROWS),
+            processing_class=processor,
+        )
+    else:
+        trainer = FPOTrainer(
+            model,
+            args=FPOConfig(beta=1e-2, **arguments),
+            data_collator=PreferenceCollator(processor, noise_video),
+            train_dataset=Dataset.from_list(MIXED_PAIRS),
+            processing_class=processor,
+        )
+    assert trainer.accelerator.num_processes == num_ranks
+    (gradients,) = train(trainer)
     trainer.accelerator.wait_for_everyone()
+    return {"gradients": gradients, "log": trainer.state.log_history[0]}
+
+
+def train_both(tiny_dir: str, output_dir: str, num_ranks: int, accumulation: int) -> dict:
+    return {method: train_one_step(method, tiny_dir, output_dir, num_ranks, accumulation) for method in ("sft", "fpo")}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    tiny_dir, output_dir = sys.argv[1:]
+    results = {accumulation: train_both(tiny_dir, output_dir, 2, accumulation) for accumulation in (1, 2)}
+    if os.environ["RANK"] == "0":
+        torch.save(results, Path(output_dir) / "results.pt")
+    torch.distributed.barrier()
     os._exit(0)  # torch now and then hangs or aborts while it takes down gloo and DDP at exit

@@ -116,7 +116,7 @@ def main() -> None:
             results=results,
             rows=list(dataset["test"]),
             log_histories={"SFT continued": sft.state.log_history, "FPO": fpo.state.log_history},
-            preference_rows=list(pairs.select(range(min(len(pairs), 200)))),
+            preference_rows=list(pairs),
             compare=("FPO", "SFT continued"),
             settings={
                 "start checkpoint": Path(script_args.model).name,

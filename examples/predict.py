@@ -28,7 +28,7 @@ def main() -> None:
     content = [{"type": "video"}, {"type": "text", "text": args.question}]
     row = {"videos": [{"path": args.video}], "prompt": [{"role": "user", "content": content}]}
     (answer,) = generate_answers(model, processor, [row], max_new_tokens=args.max_new_tokens, progress=False)
-    print(answer)
+    print(answer if answer.text else "(no answer)")
     print("evidence:", ", ".join(map(str, answer.evidence)) or "none")
 
 

@@ -40,22 +40,26 @@ def preferences(event_world):
     return make_preferences(event_world["train"], seed=0)
 
 
+def spread_out(model):
+    """Random weights that attend, so that a wrong mask is noticed, and similarities that differ between frames."""
+    model = model.model
+    for std, modules in ((0.15, model.language_model.layers), (0.35, (model.evi_head, model.frame_head))):
+        for module in modules:
+            for parameter in module.parameters():
+                if parameter.ndim == 2:
+                    torch.nn.init.normal_(parameter, std=std)
+
+
 @pytest.fixture(scope="session")
 def tiny_dir(tmp_path_factory, event_world) -> Path:
-    """A saved tiny D2VLM with random weights that attends, and whose `<evi>` similarities are spread out."""
+    """A saved tiny D2VLM with random weights."""
     from trl_temporal.models.tiny import build_tiny_d2vlm
 
     torch.manual_seed(0)
     texts = [row["prompt"][0]["content"][-1]["text"] for row in event_world["train"]]
     texts += [row["completion"][0]["content"][0]["text"] for row in event_world["train"]]
     model, processor = build_tiny_d2vlm(texts, vocab_size=320, hidden_size=32, num_hidden_layers=3, image_size=16)
-    # Attention that does something, so that a wrong mask is noticed, and similarities that differ between frames.
-    layers, heads = model.model.language_model.layers, (model.model.evi_head, model.model.frame_head)
-    for std, modules in ((0.15, layers), (0.35, heads)):
-        for module in modules:
-            for parameter in module.parameters():
-                if parameter.ndim == 2:
-                    torch.nn.init.normal_(parameter, std=std)
+    spread_out(model)
     path = tmp_path_factory.mktemp("tiny")
     model.save_pretrained(path)
     processor.save_pretrained(path)
@@ -71,6 +75,55 @@ def tiny(tiny_dir):
         D2VLMForConditionalGeneration.from_pretrained(tiny_dir, dtype=torch.float32),
         D2VLMProcessor.from_pretrained(tiny_dir),
     )
+
+
+@pytest.fixture
+def native(tiny):
+    """A tiny D2VLM on the paper's backbone: BLIP-2's vision tower, a Q-Former that reads the question, and Phi-3."""
+    from transformers import Blip2VisionConfig, InstructBlipQFormerConfig, Phi3Config
+
+    from trl_temporal import D2VLMConfig, D2VLMForConditionalGeneration
+    from trl_temporal.models.tiny import train_tokenizer
+
+    processor = tiny[1]
+    processor.qformer_tokenizer = train_tokenizer(["When? What blinks?"], vocab_size=280)
+    torch.manual_seed(0)
+    config = D2VLMConfig(
+        text_config=Phi3Config(
+            vocab_size=len(processor.tokenizer),
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            pad_token_id=processor.tokenizer.pad_token_id,
+            bos_token_id=None,
+            eos_token_id=processor.tokenizer.eos_token_id,
+            sliding_window=4,
+        ),
+        vision_config=Blip2VisionConfig(
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=16,
+            patch_size=8,
+        ),
+        qformer_config=InstructBlipQFormerConfig(
+            vocab_size=280, hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2
+        ),
+        num_query_tokens=3,
+        video_token_id=processor.video_token_id,
+        evidence_token_id=processor.evidence_token_id,
+        evidence_end_token_id=processor.evidence_end_token_id,
+        capture_layer=1,
+    )
+    model = D2VLMForConditionalGeneration(config)
+    spread_out(model)
+    for parameter in model.model.compressor.parameters():  # else next to nothing of the question gets through it
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model, processor
 
 
 @pytest.fixture

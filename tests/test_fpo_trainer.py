@@ -4,7 +4,7 @@
 import math
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 
 from tests.helpers import MIXED_PAIRS, assert_same_gradients, noise_video, train
 from trl_temporal import D2VLMForConditionalGeneration, D2VLMProcessor, FPOConfig, FPOTrainer
@@ -103,18 +103,31 @@ def test_rewards_are_zero_with_a_precomputed_reference(tiny_dir, preferences, fp
     assert any(log["grounding_logps/chosen"] != 0 for log in logs)
 
 
-def test_a_precomputed_reference_is_that_of_the_settings(tiny_dir, preferences, fpo_config):
-    """TRL caches by model and rows; our coefficient changes what is cached."""
-    rewards = []
-    for grounding_coef in (1.0, 0.5, 1.0):
+def test_a_precomputed_reference_is_that_of_the_settings(tiny_dir, preferences, fpo_config, tmp_path):
+    """TRL caches by model and rows; our coefficient and the sampling of the video change what is cached."""
+    preferences.select([1, 5]).save_to_disk(tmp_path / "rows")  # rows in memory would have no cache
+    calls, rewards = [], []
+    for grounding_coef, fps in ((1.0, 2.0), (1.0, 2.0), (0.5, 2.0), (0.5, 1.0)):
+        processor = D2VLMProcessor.from_pretrained(tiny_dir)
+        processor.fps = fps
         args = fpo_config(
             reference_free=False, precompute_ref_log_probs=True, per_device_train_batch_size=1,
             grounding_coef=grounding_coef,
         )  # fmt: skip
-        trainer = FPOTrainer(str(tiny_dir), args=args, train_dataset=preferences)
+        model = load(tiny_dir)[0]
+        calls.append(0)
+
+        def count(module, args, calls=calls):
+            calls[-1] += 1
+
+        model.model.vision_tower.register_forward_pre_hook(count)
+        trainer = FPOTrainer(
+            model, args=args, train_dataset=load_from_disk(tmp_path / "rows"), processing_class=processor
+        )
         trainer.train()
         rewards.append(trainer.state.log_history[0]["rewards/chosen"])
-    assert rewards == [0, 0, 0]
+    assert rewards == [0, 0, 0, 0]
+    assert calls == [3, 1, 3, 3]  # two pairs are precomputed unless the settings are the same, one is trained on
 
 
 def test_a_precomputed_reference_equals_a_live_one_after_some_steps(tiny_dir, fpo_config):

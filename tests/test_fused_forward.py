@@ -107,6 +107,13 @@ def test_shared_prompts_equal_two_rows_on_real_files(tiny, tiny_dir, preferences
     assert_shared_equals_plain(tiny_dir, batch)
 
 
+def test_shared_prompts_equal_two_rows_on_the_papers_backbone(native, tmp_path):
+    """Where the question goes through a Q-Former, too."""
+    model, processor = native
+    model.save_pretrained(tmp_path)
+    assert_shared_equals_plain(tmp_path, PreferenceCollator(processor, noise_video)(PAIRS))
+
+
 @pytest.mark.parametrize("fault", ["responses see each other", "positions go on", "evidence of the other response"])
 def test_the_comparison_notices_a_wrong_mask_and_wrong_positions(tiny_dir, batch, monkeypatch, fault):
     if fault == "responses see each other":

@@ -48,10 +48,12 @@ def generate(model, processor, rows, **kwargs):
     return model.generate(**inputs, logits_processor=grammar, **kwargs), inputs
 
 
-@pytest.fixture(params=["causal", "bidirectional"])
-def models(tiny, request):
-    model, processor = tiny
-    model.config.video_attention = request.param
+@pytest.fixture(params=["causal", "bidirectional", "native"])
+def models(request):
+    """The tiny model with either attention, and the paper's backbone."""
+    model, processor = request.getfixturevalue("native" if request.param == "native" else "tiny")
+    if request.param == "bidirectional":
+        model.config.video_attention = "bidirectional"
     return model.eval(), processor
 
 

@@ -5,14 +5,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import Blip2VisionConfig, InstructBlipQFormerConfig, Phi3Config
+from transformers import Blip2VisionConfig
 
 from tests.helpers import noise_video, sft_row
 from trl_temporal import D2VLMConfig, D2VLMForConditionalGeneration
 from trl_temporal.data.collator import EvidenceCollator
 from trl_temporal.models.d2vlm import salient_run
 from trl_temporal.models.d2vlm.configuration_d2vlm import D2VLMConvStemConfig
-from trl_temporal.models.tiny import train_tokenizer
 
 GROUNDING = sft_row("<evi> </evi> It happens in <evi>.", [[0.5, 1.5]], video="noise-1-5")
 DENSE = sft_row(
@@ -189,6 +188,25 @@ def test_rows_that_share_a_video_equal_rows_with_a_copy_each(tiny, collate):
         torch.testing.assert_close(shared[name], separate[name])
 
 
+def test_padding_on_the_left_takes_no_position(tiny, collate):
+    model = tiny[0].eval()
+    batch = collate([GROUNDING])
+    ids, pad = batch["input_ids"], torch.full((1, 3), tiny[1].tokenizer.pad_token_id)
+    padded = {**batch, "input_ids": torch.cat([pad, ids], dim=1)}
+    padded["attention_mask"] = (torch.arange(padded["input_ids"].shape[1]) >= 3).long()[None]
+    seen = []
+    model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["position_ids"][0].tolist()), with_kwargs=True
+    )
+    output = backbone(model, padded)
+    length = ids.shape[1]
+    assert seen[-1] == [0, 0, 0, *range(length)]
+    expected = backbone(model, batch)
+    for name in ("evidence_logits", "frame_states"):
+        torch.testing.assert_close(output[name], expected[name])
+    torch.testing.assert_close(output.last_hidden_state[:, 3:], expected.last_hidden_state)
+
+
 def test_a_row_without_video_does_not_see_the_videos_of_others(tiny, collate):
     model = tiny[0].eval()
     batch, alone = collate([DENSE, TEXT_ONLY]), collate([TEXT_ONLY])
@@ -275,53 +293,8 @@ def test_a_capture_layer_that_does_not_exist(tiny, capture_layer):
 # --- The native backbone: BLIP-2's vision tower, a Q-Former that reads the question, Phi-3 ---
 
 
-@pytest.fixture
-def native(tiny):
-    """Its processor reads the question with a second tokenizer."""
-    processor = tiny[1]
-    processor.qformer_tokenizer = train_tokenizer(["When? What blinks?"], vocab_size=280)
-    torch.manual_seed(0)
-    config = D2VLMConfig(
-        text_config=Phi3Config(
-            vocab_size=len(processor.tokenizer),
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            pad_token_id=processor.tokenizer.pad_token_id,
-            bos_token_id=None,
-            eos_token_id=processor.tokenizer.eos_token_id,
-            sliding_window=4,
-        ),
-        vision_config=Blip2VisionConfig(
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=16,
-            patch_size=8,
-        ),
-        qformer_config=InstructBlipQFormerConfig(
-            vocab_size=280, hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2
-        ),
-        num_query_tokens=3,
-        video_token_id=processor.video_token_id,
-        evidence_token_id=processor.evidence_token_id,
-        evidence_end_token_id=processor.evidence_end_token_id,
-        capture_layer=1,
-    )
-    model = D2VLMForConditionalGeneration(config)
-    # Random weights of the usual scale pass next to nothing of the question through a Q-Former.
-    with torch.no_grad():
-        for parameter in model.model.compressor.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(10)
-    return model, EvidenceCollator(processor, noise_video)
-
-
 def test_native_backbone_trains_every_part(native):
-    model, collate = native
+    model, collate = native[0], EvidenceCollator(native[1], noise_video)
     batch = collate([DENSE, GROUNDING, TEXT_ONLY])
     assert batch["qformer_input_ids"].shape == batch["qformer_attention_mask"].shape
     output = model(**batch)
@@ -333,7 +306,7 @@ def test_native_backbone_trains_every_part(native):
 
 
 def test_the_qformer_reads_the_question(native):
-    model, collate = native
+    model, collate = native[0], EvidenceCollator(native[1], noise_video)
     model.eval()
 
     def frame_tokens(question):
@@ -350,7 +323,7 @@ def test_the_qformer_reads_the_question(native):
 
 def test_rows_that_ask_a_qformer_different_questions_about_one_video(native):
     """Their frame tokens differ, so the states of their frames cannot be shared."""
-    model, collate = native
+    model, collate = native[0], EvidenceCollator(native[1], noise_video)
     model.eval()
     rows = [DENSE, {**GROUNDING, "videos": DENSE["videos"]}, {**DENSE, "spans": [[0.5, 1.0], [1.0, 1.5]]}]
     together = backbone(model, collate(rows))
@@ -364,14 +337,14 @@ def test_rows_that_ask_a_qformer_different_questions_about_one_video(native):
 
 
 def test_native_backbone_without_a_question_is_refused(native):
-    model, collate = native
+    model, collate = native[0], EvidenceCollator(native[1], noise_video)
     batch = {name: value for name, value in collate([DENSE]).items() if not name.startswith("qformer")}
     with pytest.raises(ValueError, match="qformer_tokenizer"):
         model(**batch)
 
 
 def test_patches_come_from_the_last_block_without_class_token_and_final_norm(native):
-    model, collate = native
+    model, collate = native[0], EvidenceCollator(native[1], noise_video)
     model.eval()
     batch = collate([GROUNDING])
     tower = model.model.vision_tower
@@ -392,8 +365,9 @@ def test_many_patches_need_a_qformer():
 
 
 @pytest.mark.parametrize("backbone_name", ["conv_stem", "native"])
-def test_saved_and_loaded(tiny, native, collate, tmp_path, backbone_name):
-    model, batch = (tiny[0], collate(ROWS)) if backbone_name == "conv_stem" else (native[0], native[1](ROWS))
+def test_saved_and_loaded(tiny, native, tmp_path, backbone_name):
+    model, processor = tiny if backbone_name == "conv_stem" else native
+    batch = EvidenceCollator(processor, noise_video)(ROWS)
     model.eval().save_pretrained(tmp_path)
     loaded, report = D2VLMForConditionalGeneration.from_pretrained(
         tmp_path, dtype=torch.float32, output_loading_info=True

@@ -192,3 +192,14 @@ def test_learning_by_heart(tiny_dir, event_world, sft_config):
     first, last = trainer.state.log_history[0], trainer.state.log_history[29]
     assert last["loss/sft"] < 0.5 * first["loss/sft"]
     assert last["loss/grounding"] < 0.8 * first["loss/grounding"]
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_the_vision_tower_trains_only_when_asked(tiny_dir, event_world, config, freeze):
+    args = config(EvidenceSFTConfig, freeze_vision_tower=freeze)
+    trainer = EvidenceSFTTrainer(str(tiny_dir), args=args, train_dataset=event_world["train"])
+    before = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    changed = {name for name, parameter in trainer.model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert any("language_model" in name for name in changed)
+    assert any("vision_tower" in name for name in changed) is not freeze

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import datasets
 import torch
+from peft import PeftModel
 from transformers.trainer_utils import get_last_checkpoint, has_length
 
 from ..data.frame_cache import FrameCache
@@ -14,7 +15,7 @@ from ..data.sampler import VideoGroupSampler
 from ..data.schema import filter_bad_rows, validate_dataset, validate_row, without_video_decoding
 from ..data.video_check import drop_rows, find_bad_videos
 from ..losses import consistency_l1, grounding_bce, soft_targets
-from ..models.d2vlm.modeling_d2vlm import STAGE_EVIDENCE, STAGE_RESPONSE
+from ..models.d2vlm.modeling_d2vlm import STAGE_EVIDENCE, STAGE_RESPONSE, D2VLMForConditionalGeneration
 from .callbacks import InterruptCallback
 from .fused_forward import EvidenceFusedOutput
 
@@ -72,6 +73,15 @@ class EvidenceTrainerMixin:
                 f"{self.args.output_dir}. Continue with `--resume_from_checkpoint last`."
             )
         return output
+
+    def _base_model(self) -> D2VLMForConditionalGeneration:
+        """The model without its PEFT wrapper."""
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    def _freeze_vision_tower(self) -> None:
+        # PEFT has frozen it already, but for the adapters that the user put into it.
+        if self.args.freeze_vision_tower and not isinstance(self.model, PeftModel):
+            self.model.model.vision_tower.requires_grad_(False)
 
     def _prepare_dataset(self, dataset, processing_class, args, *unused, dataset_name: str | None = None):
         """Checks every row and every video before training; TRL's own preparation would tokenize without the video."""

@@ -2,7 +2,6 @@
 import textwrap
 
 import torch
-from peft import PeftModel
 from trl import SFTTrainer
 
 from ..data.collator import EvidenceCollator
@@ -75,11 +74,9 @@ class EvidenceSFTTrainer(EvidenceTrainerMixin, SFTTrainer):
             model=model, args=args, data_collator=data_collator, processing_class=processing_class, **kwargs
         )
         self._outputs: list[EvidenceFusedOutput] = []
-        base_model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        if args.freeze_vision_tower:
-            base_model.model.vision_tower.requires_grad_(False)
+        self._freeze_vision_tower()
         add_evidence_head(
-            base_model,
+            self._base_model(),
             grounding_coef=0.0,
             soft=False,
             prefix_sharing=False,

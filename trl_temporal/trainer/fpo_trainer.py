@@ -94,10 +94,8 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
         if self._has_evidence_head:
             return
         self._has_evidence_head = True
-        base_model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        if self.args.freeze_vision_tower:
-            base_model.model.vision_tower.requires_grad_(False)
-        models = [base_model]
+        self._freeze_vision_tower()
+        models = [self._base_model()]
         if self.ref_model is not None:
             models.append(self.accelerator.unwrap_model(self.ref_model))
         for model in models:

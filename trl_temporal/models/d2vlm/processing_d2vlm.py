@@ -303,8 +303,9 @@ class D2VLMProcessor(ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         if processor.has_qformer_text:
+            where = {name: kwargs[name] for name in ("revision", "token", "cache_dir") if name in kwargs}
             processor.qformer_tokenizer = AutoTokenizer.from_pretrained(
-                pretrained_model_name_or_path, subfolder="qformer_tokenizer"
+                pretrained_model_name_or_path, subfolder="qformer_tokenizer", **where
             )
         return processor
 

@@ -4,8 +4,8 @@ What one copy of the prompt saves in an FPO step: forward and backward with and 
 
     python benchmarks/prefix_sharing.py
 
-Random weights and made-up videos; only the ratio means anything. Measured on one CPU core, 8 dense-caption pairs of the
-tiny model: 1.19 with 40 frames, 1.32 with 160, 1.37 with 640. The mask is dense, so long prompts do not reach 2.
+Random weights and made-up videos; only the ratio means anything. Measured on one CPU core, 8 dense-caption pairs of
+the tiny model: 1.19 with 40 frames, 1.32 with 160, 1.37 with 640. The mask is dense, so long prompts do not reach 2.
 """
 
 import argparse

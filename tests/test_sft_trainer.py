@@ -204,3 +204,11 @@ def test_the_vision_tower_trains_only_when_asked(tiny_dir, event_world, config, 
     changed = {name for name in after if not torch.equal(after[name], before[name])}
     assert any("language_model" in name for name in changed)
     assert any("vision_tower" in name for name in changed) is not freeze
+
+
+def test_the_model_card_shows_a_video_to_the_model(tiny_dir, event_world, config, tmp_path):
+    trainer = EvidenceSFTTrainer(str(tiny_dir), args=config(EvidenceSFTConfig), train_dataset=event_world["train"])
+    trainer.create_model_card(model_name="grounded")
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "generate_answers" in card and '"videos"' in card and "2512.24097" in card
+    assert "time machine" not in card and "[None]" not in card

@@ -34,6 +34,23 @@ def frame_cache(args, processor) -> FrameCache:
     )
 
 
+QUICK_START = """## Quick start
+
+```python
+from trl_temporal import D2VLMForConditionalGeneration, D2VLMProcessor, generate_answers
+
+model = D2VLMForConditionalGeneration.from_pretrained("{name}")
+processor = D2VLMProcessor.from_pretrained("{name}")
+content = [{{"type": "video"}}, {{"type": "text", "text": "When does it happen?"}}]
+row = {{"videos": [{{"path": "video.mp4"}}], "prompt": [{{"role": "user", "content": content}}]}}
+print(*generate_answers(model, processor, [row]))
+```
+
+Without the package, `AutoModelForImageTextToText` and `AutoProcessor` load it with `trust_remote_code=True`.
+
+"""
+
+
 class EvidenceTrainerMixin:
     """
     Comes before a TRL trainer in the bases of [`EvidenceSFTTrainer`] and [`FPOTrainer`].
@@ -73,6 +90,19 @@ class EvidenceTrainerMixin:
                 f"{self.args.output_dir}. Continue with `--resume_from_checkpoint last`."
             )
         return output
+
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None):
+        """TRL's card, with a quick start that shows the model a video instead of asking a text model."""
+        super().create_model_card(model_name=model_name, dataset_name=dataset_name, tags=tags)
+        if not self.is_world_process_zero():
+            return
+        path = Path(self.args.output_dir, "README.md")
+        head, rest = path.read_text(encoding="utf-8").split("## Quick start", maxsplit=1)
+        rest = rest[rest.index("## Training procedure") :]
+        # A model that was loaded from a folder has no page to link to.
+        head = head.replace("This model is a fine-tuned version of [None](https://huggingface.co/None).\n", "")
+        quick_start = QUICK_START.format(name=self.hub_model_id or model_name or "path/to/this/folder")
+        path.write_text(head + quick_start + rest, encoding="utf-8")
 
     def _base_model(self) -> D2VLMForConditionalGeneration:
         """The model without its PEFT wrapper."""

@@ -1,10 +1,11 @@
 # Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
 """
-The native backbone and the SFT forward against the released code, on its own weights, inputs and outputs at toy size
-(`tests/golden/d2vlm/README.md`). The frame tokens of the SFT cases are given, since the word pieces that the Q-Former
-read there are not stored; the compressor has cases of its own.
+The native backbone, the SFT forward and FPO against the released code, on its own weights, inputs and outputs at toy
+size (`tests/golden/d2vlm/README.md`). The frame tokens of the SFT and FPO cases are given, since the word pieces that
+the Q-Former read there are not stored; the compressor has cases of its own.
 """
 
+import copy
 import json
 from pathlib import Path
 
@@ -12,11 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import Blip2VisionConfig, InstructBlipQFormerConfig, Phi3Config
+from trl.trainer.utils import add_fused_lm_head
 
-from trl_temporal.losses import consistency_l1, grounding_bce, soft_targets
+from trl_temporal.losses import consistency_l1, grounding_bce, grounding_log_prob, soft_targets
 from trl_temporal.models.d2vlm import D2VLMConfig, D2VLMForConditionalGeneration, salient_run
 from trl_temporal.models.d2vlm.convert_d2vlm_to_hf import convert_state_dict
 from trl_temporal.models.d2vlm.modeling_d2vlm import STAGE_EVIDENCE, STAGE_PROMPT, STAGE_RESPONSE
+from trl_temporal.trainer.fused_forward import add_evidence_head
 
 DATA = Path(__file__).parent / "d2vlm"
 SETTINGS = json.loads((DATA / "config.json").read_text())
@@ -98,6 +101,20 @@ def test_compressor(model, query):
     torch.testing.assert_close(tokens, expected, atol=1e-5, rtol=1e-5)
 
 
+def released_frames(ends: tuple[float, float], num_frames: int) -> torch.Tensor:
+    """The released rule: the index of a frame is its second, and both rounded ends belong to the span."""
+    start, end = torch.tensor(ends).round().clamp(0, num_frames - 1).sort().values
+    frame = torch.arange(num_frames)
+    return (frame >= start) & (frame <= end)
+
+
+def released_soft_targets(spans: list[tuple[float, float]], num_frames: int) -> torch.Tensor:
+    """`2 ** -d` with the distance to the unrounded span, `(E, T)`."""
+    frame = torch.arange(num_frames)
+    start, end = torch.tensor(spans).T.unsqueeze(-1)
+    return torch.exp2(-torch.maximum(start - frame, frame - end).clamp(min=0))
+
+
 def read_case(name: str) -> tuple[dict, dict, dict]:
     """The golden tensors and numbers of a case, and our batch of it, right-padded."""
     golden, numbers = load_file(DATA / f"{name}.safetensors"), json.loads((DATA / f"{name}.json").read_text())
@@ -136,10 +153,8 @@ def read_case(name: str) -> tuple[dict, dict, dict]:
         batch["labels"][i, : len(row["input_ids"])] = torch.tensor(row["labels"])
         batch["frame_mask"][i, : row["frames"]] = True
         batch["evidence_stage"][i, : len(row["stage"])] = torch.tensor(row["stage"], dtype=torch.long)
-        for k, times in enumerate(row["spans"]):
-            # The released rule: the index of a frame is its second, both ends belong to the span.
-            ends = torch.tensor(times).round().clamp(0, row["frames"] - 1).long().sort().values
-            batch["evidence_frame_mask"][i, k, ends[0] : ends[1] + 1] = True
+        for k, ends in enumerate(row["spans"]):
+            batch["evidence_frame_mask"][i, k, : row["frames"]] = released_frames(ends, row["frames"])
     return golden, numbers, batch
 
 
@@ -189,6 +204,82 @@ def test_evidence_losses_and_their_gradients(model, case, monkeypatch):
         if "qformer" not in name:  # before the given frame tokens
             (ours,) = convert_state_dict({name.removeprefix("grad."): expected})
             torch.testing.assert_close(gradients[ours], expected, atol=1e-5, rtol=1e-4)
+
+
+FACTORS = ("shift", "add", "delete", "merge", "repeat", "distort")
+
+
+def read_pair(factor: str) -> tuple[dict, dict, dict, list[list[tuple[float, float]]]]:
+    """A golden preference pair as the two rows of TRL's layout, and the spans of each row's `<evi>` tokens."""
+    golden = load_file(DATA / f"fpo_{factor}.safetensors")
+    numbers = json.loads((DATA / f"fpo_{factor}.json").read_text())
+    num_frames = numbers["samples"][0]["frames"]
+    prefix = golden["in.input_ids_part1"][0].tolist()
+    place = prefix.index(RELEASED_VIDEO_ID)
+    prefix[place : place + 1] = [VIDEO_ID] * num_frames
+    rest = golden["in.input_ids_part2.0"].tolist()
+    start = numbers["relative_offset"][0] - len(prefix)
+    middle = start + len(golden["out.chosen_token_logps.0"])
+    prompt, responses = prefix + rest[:start], (rest[start:middle], rest[middle:])
+    times = (numbers["samples"][0]["tgt"], numbers["tgt_rejected"][0])
+    spans = [2 * [*zip(ends[::2], ends[1::2], strict=True)] for ends in times]
+    length = len(prompt) + max(map(len, responses))
+    num_evidence = max(map(len, spans))
+    batch = {
+        "input_ids": torch.zeros(2, length, dtype=torch.long),
+        "attention_mask": torch.zeros(2, length, dtype=torch.long),
+        "labels": torch.full((2, length), -100),
+        "frame_mask": torch.ones(1, num_frames, dtype=torch.bool),
+        "video_index": torch.zeros(2, dtype=torch.long),
+        "evidence_stage": torch.zeros(2, num_evidence, dtype=torch.long),
+        "evidence_frame_mask": torch.zeros(2, num_evidence, num_frames, dtype=torch.bool),
+    }
+    for i, response in enumerate(responses):
+        ids, num_events = prompt + response, len(spans[i]) // 2
+        batch["input_ids"][i, : len(ids)] = torch.tensor(ids)
+        batch["attention_mask"][i, : len(ids)] = 1
+        batch["labels"][i, len(prompt) : len(ids)] = torch.tensor(response)
+        batch["evidence_stage"][i, :num_events] = STAGE_EVIDENCE
+        batch["evidence_stage"][i, num_events : 2 * num_events] = STAGE_RESPONSE
+        for k, ends in enumerate(spans[i]):
+            batch["evidence_frame_mask"][i, k] = released_frames(ends, num_frames)
+    return golden, numbers, batch, spans
+
+
+@pytest.mark.parametrize("prefix_sharing", [True, False])
+@pytest.mark.parametrize("factor", FACTORS)
+@torch.no_grad()
+def test_fpo_pair(model, factor, prefix_sharing, monkeypatch):
+    golden, numbers, batch, spans = read_pair(factor)
+    model = copy.deepcopy(model)
+    frames = golden["out.frame_embeds.0"].unsqueeze(0)
+    monkeypatch.setattr(
+        model.model,
+        "_embed_frames",
+        lambda input_ids, *inputs: (
+            frames.expand(len(input_ids), -1, -1),
+            batch["frame_mask"].expand(len(input_ids), -1),
+        ),
+    )
+    outputs = []
+    add_fused_lm_head(model)
+    add_evidence_head(model, grounding_coef=1.0, soft=True, prefix_sharing=prefix_sharing, on_output=outputs.append)
+    model(pixel_values_videos=torch.zeros(1, frames.shape[1], 3, 28, 28), fused_lm_head=True, **batch)
+    (output,) = outputs
+    union = []
+    for i, side in enumerate(("chosen", "rejected")):
+        expected = numbers["pairs"][0][side]
+        token_log_probs = output.text_log_probs[i][output.label_mask[i]]
+        torch.testing.assert_close(token_log_probs, golden[f"out.{side}_token_logps.0"], atol=1e-5, rtol=1e-5)
+        logits = output.evidence_logits[i][output.evidence_mask[i]]
+        torch.testing.assert_close(logits, golden[f"out.{side}_sim_logits.0"], atol=1e-5, rtol=1e-5)
+        # The released targets of log p_g keep the ends of the spans unrounded, which our frame masks cannot say yet.
+        targets = released_soft_targets(spans[i], frames.shape[1])
+        grounding = grounding_log_prob(logits[None], targets[None], batch["frame_mask"], soft=True).sum()
+        assert grounding.item() == pytest.approx(expected["grounding"], rel=1e-5)
+        union.append(token_log_probs.sum() + grounding)
+    loss = -torch.nn.functional.logsigmoid(0.1 * (union[0] - union[1]))
+    assert loss.item() == pytest.approx(numbers["loss"]["preference_term"], rel=1e-4, abs=2e-5)
 
 
 def test_salient_run_equals_the_released_interval_rule_but_for_ties(model):

@@ -5,11 +5,11 @@ Supervised fine-tuning with evidence tokens, from scratch.
     accelerate launch examples/sft.py
     accelerate launch examples/sft.py --dataset path/to/real_clips_events.jsonl
 
-Without `--dataset` a tiny model begins to learn EventWorld from rendered videos; 400 steps from scratch leave it below
-the baselines, and `recipes/eventworld/pretrain.py` is how the model that ships with the examples was made. With it, the
-clips of a file in the `{video, duration, events, qa}` form are learnt by heart at 4 frames a second and the model is
-scored on those same clips: proof that the whole path works on real footage, not that it generalises. `--model` starts
-from a trained model instead, `--resume_from_checkpoint last` continues a run that was stopped.
+Without `--dataset` a tiny model begins to learn EventWorld from rendered videos; 400 steps from scratch leave it
+below the baselines, and `recipes/eventworld/pretrain.py` is how the model that ships with the examples was made. With
+it, the clips of a file in the `{video, duration, events, qa}` form are learnt by heart at 4 frames a second and the
+model is scored on those same clips: proof that the whole path works on real footage, not that it generalises.
+`--model` starts from a trained model instead, `--resume_from_checkpoint last` continues a run that was stopped.
 """
 
 from dataclasses import dataclass, field

@@ -359,9 +359,12 @@ def test_phi3_attends_without_its_sliding_window(native):
     assert native[0].config.text_config.sliding_window is None
 
 
-def test_many_patches_need_a_qformer():
-    with pytest.raises(ValueError, match="qformer_config"):
-        D2VLMConfig(vision_config=Blip2VisionConfig())
+def test_the_default_is_the_papers_backbone():
+    # transformers also builds the default configuration, to write down only what differs from it.
+    config = D2VLMConfig()
+    assert config.text_config.model_type == "phi3" and config.text_config.sliding_window is None
+    assert config.vision_config.model_type == "blip_2_vision_model"
+    assert config.qformer_config.encoder_hidden_size == config.vision_config.hidden_size
 
 
 @pytest.mark.parametrize("backbone_name", ["conv_stem", "native"])

@@ -45,7 +45,8 @@ class D2VLMConfig(PreTrainedConfig):
             Configuration of the vision tower: `blip_2_vision_model` (EVA ViT-G/14 of the paper, the default) or
             `d2vlm_conv_stem`.
         qformer_config (`PreTrainedConfig` or `dict`, *optional*):
-            Configuration of the Q-Former of the compressor. `None` when the vision tower yields one vector per frame.
+            Configuration of the Q-Former of the compressor; InstructBLIP's by default. Unused with `d2vlm_conv_stem`,
+            which yields one vector per frame.
         num_query_tokens (`int`, *optional*, defaults to `32`):
             Queries of the Q-Former.
         video_token_id (`int`, *optional*, defaults to `32010`):
@@ -84,14 +85,11 @@ class D2VLMConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self.text_config = _as_config(self.text_config, default="phi3")
         self.vision_config = _as_config(self.vision_config, default="blip_2_vision_model")
-        if self.qformer_config is not None:
+        if self.vision_config.model_type == D2VLMConvStemConfig.model_type:
+            self.qformer_config = None
+        else:
             self.qformer_config = _as_config(self.qformer_config, default="instructblip_qformer")
             self.qformer_config.encoder_hidden_size = self.vision_config.hidden_size
-        elif self.vision_config.model_type != "d2vlm_conv_stem":
-            raise ValueError(
-                f"`qformer_config` is required with the vision tower {self.vision_config.model_type!r}, which yields "
-                "many patches per frame. Pass `qformer_config={}` for the defaults of InstructBLIP's Q-Former."
-            )
         if self.text_config.model_type == "phi3":
             # The released model was trained with full attention: its transformers version did not apply the window.
             self.text_config.sliding_window = None

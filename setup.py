@@ -25,8 +25,8 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["trl_temporal", "trl_temporal.*"]),
     package_data={"trl_temporal": ["report/*.j2"]},
-    # Lower bounds are the versions that the tests run with; they run with transformers 5.23, those of the model and the
-    # trainers ran with 5.18 too.
+    # Lower bounds are the versions that the tests run with, but for transformers: all tests run with 5.23, those of
+    # the model and the trainers ran with 5.18 too.
     install_requires=[
         "torch>=2.13",
         "trl>=1.16,<2",

@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import Blip2VisionConfig
 
 from tests.helpers import noise_video, sft_row
 from trl_temporal import D2VLMConfig, D2VLMForConditionalGeneration

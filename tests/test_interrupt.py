@@ -54,3 +54,16 @@ def test_ctrl_c_leaves_a_checkpoint_that_resume_continues(tiny_dir, event_world,
     assert resumed.state.global_step == 4
     for (name, expected), actual in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
         torch.testing.assert_close(actual, expected, msg=name)
+
+
+class Fail(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        raise RuntimeError("the disk is full")
+
+
+def test_a_failed_training_gives_the_signals_back(tiny_dir, event_world, tmp_path):
+    handler = signal.getsignal(signal.SIGINT)
+    trainer = make_trainer(tiny_dir, event_world, tmp_path / "run", tmp_path / "frames", callbacks=[Fail()])
+    with pytest.raises(RuntimeError, match="disk is full"):
+        trainer.train()
+    assert signal.getsignal(signal.SIGINT) is handler

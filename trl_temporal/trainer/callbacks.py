@@ -24,7 +24,7 @@ class InterruptCallback(TrainerCallback):
 
     def _handle(self, number, frame):
         self.received = number
-        self._restore()
+        self.restore()
         print("\nStopping after this step; a checkpoint is written first. Press Ctrl-C again to stop at once.")
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -33,10 +33,8 @@ class InterruptCallback(TrainerCallback):
             control.should_training_stop = True
         return control
 
-    def on_train_end(self, args, state, control, **kwargs):
-        self._restore()
-
-    def _restore(self):
+    def restore(self):
+        """Gives the signals back; to be called however training ended."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()

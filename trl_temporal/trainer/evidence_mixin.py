@@ -83,6 +83,7 @@ class EvidenceTrainerMixin:
         try:
             output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         finally:
+            interrupt.restore()
             self.remove_callback(interrupt)
         if interrupt.received is not None:
             raise KeyboardInterrupt(

@@ -2,6 +2,7 @@
 import textwrap
 
 import torch
+from transformers import AutoProcessor
 from trl import SFTTrainer
 
 from ..data.collator import EvidenceCollator
@@ -66,7 +67,7 @@ class EvidenceSFTTrainer(EvidenceTrainerMixin, SFTTrainer):
     _row_kind = "sft"
 
     def __init__(self, model, args: EvidenceSFTConfig, data_collator=None, processing_class=None, **kwargs):
-        model, processing_class = load_model_and_processor(model, args, processing_class)
+        processing_class = processing_class or load_processor(model, args)
         self.read_video = frame_cache(args, processing_class)
         if data_collator is None:
             data_collator = EvidenceCollator(processing_class, self.read_video, args.max_length)
@@ -117,11 +118,7 @@ class EvidenceSFTTrainer(EvidenceTrainerMixin, SFTTrainer):
         return (loss, model_outputs) if return_outputs else loss
 
 
-def load_model_and_processor(model, args, processing_class):
+def load_processor(model, args):
     """The processor is needed before TRL's `__init__` would load it: its sampling decides how videos are read."""
-    if processing_class is None:
-        from transformers import AutoProcessor
-
-        name = model if isinstance(model, str) else model.config._name_or_path
-        processing_class = AutoProcessor.from_pretrained(name, trust_remote_code=args.trust_remote_code)
-    return model, processing_class
+    name = model if isinstance(model, str) else model.config._name_or_path
+    return AutoProcessor.from_pretrained(name, trust_remote_code=args.trust_remote_code)

@@ -7,7 +7,7 @@ from trl import DPOTrainer
 from ..data.collator import PreferenceCollator
 from ..models.d2vlm.modeling_d2vlm import STAGE_EVIDENCE
 from .evidence_mixin import EvidenceTrainerMixin, frame_cache
-from .evidence_sft_trainer import EvidenceSFTTrainer, load_model_and_processor
+from .evidence_sft_trainer import EvidenceSFTTrainer, load_processor
 from .fpo_config import FPOConfig
 from .fused_forward import EvidenceFusedOutput, add_evidence_head
 
@@ -70,7 +70,7 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
             args = FPOConfig("FPO")
         if args.reference_free and ref_model is not None:
             raise ValueError("`ref_model` was given, but `reference_free=True` uses none. Set `reference_free=False`.")
-        model, processing_class = load_model_and_processor(model, args, processing_class)
+        processing_class = processing_class or load_processor(model, args)
         self.read_video = frame_cache(args, processing_class)
         if data_collator is None:
             data_collator = PreferenceCollator(processing_class, self.read_video, args.max_length)

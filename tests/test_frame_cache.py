@@ -64,6 +64,12 @@ def test_other_sampling_is_another_entry(clip, tmp_path, decoded, setting):
     assert len(decoded) == 2 and other.frames.shape != first.frames.shape
 
 
+def test_a_cropped_picture_is_another_entry(clip, tmp_path, decoded):
+    for center_crop in (False, True):
+        FrameCache(tmp_path / "cache", fps=2.0, size=16, center_crop=center_crop)(str(clip))
+    assert len(decoded) == 2
+
+
 def test_a_replaced_file_is_decoded_again(clip, tmp_path, event_world, decoded):
     read = FrameCache(tmp_path / "cache", fps=2.0, size=16)
     before = read(str(clip))

@@ -68,7 +68,7 @@ def make_clip(path, ticks, time_base=Fraction(1, 1000), rate=30, options=None, p
     """A h264 clip whose frame `i` has the pts `ticks[i]`, with a key frame every 10 frames."""
     with av.open(str(path), "w", options=options or {}) as container:
         stream = container.add_stream("libx264", rate=rate, options={"g": "10", "preset": "ultrafast", "bf": "0"})
-        stream.width = stream.height = SIDE
+        stream.height, stream.width = (SIDE, SIDE) if pictures is None else pictures[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.time_base = time_base
         for index, pts in enumerate(ticks):
@@ -224,6 +224,29 @@ def test_size(clips, backend):
     wide = load_video(path, fps=1, size=(64, 256), backend=backend)
     assert wide.frames.shape == (5, 64, 256, 3)
     check(wide, times_s, range(5))
+
+
+def wide_picture(height: int, width: int) -> np.ndarray:
+    """White square in the middle of black, a quarter of the shorter side to each side of the centre."""
+    pixels, half = np.zeros((height, width, 3), np.uint8), min(height, width) // 4
+    pixels[height // 2 - half : height // 2 + half, width // 2 - half : width // 2 + half] = 255
+    return pixels
+
+
+@pytest.mark.parametrize("shape", [(64, 160), (160, 64)])
+def test_the_middle_square_is_cut_out(tmp_path, shape, backend):
+    path = make_clip(tmp_path / "wide.mp4", [0, 40], rate=25, pictures=[wide_picture(*shape)] * 2)
+    frame = load_video(path, num_frames=1, size=32, center_crop=True, backend=backend).frames[0]
+    bright = frame[..., 0] > 128
+    assert frame.shape == (32, 32, 3) and bright[10:22, 10:22].all() and 240 <= bright.sum() <= 272
+    with pytest.raises(ValueError, match="give one"):
+        load_video(path, num_frames=1, center_crop=True, backend=backend)
+
+
+def test_the_middle_of_a_folder_of_frames_is_cut_out(tmp_path):
+    Image.fromarray(wide_picture(64, 100)).save(tmp_path / "0.png")
+    frames = load_frames_dir(tmp_path, 1, fps=1, size=(16, 32), center_crop=True).frames
+    assert frames.shape == (1, 16, 32, 3) and frames[0, 4:12, 12:20].min() > 100
 
 
 def test_backends_see_the_same_colours(tmp_path, backend):

@@ -81,6 +81,7 @@ def load_video(
     start_s: float | None = None,
     end_s: float | None = None,
     size: int | tuple[int, int] | None = None,
+    center_crop: bool = False,
     backend: Literal["pyav", "torchcodec", "decord"] = "pyav",
 ) -> Video:
     """
@@ -104,6 +105,8 @@ def load_video(
             End of a crop in seconds. Decoding stops there.
         size (`int` or `tuple[int, int]`, *optional*):
             Resize to `(height, width)`, or to a square of this side. Done frame by frame while decoding.
+        center_crop (`bool`, *optional*, defaults to `False`):
+            Keep the proportions and cut `size` out of the middle, where resizing alone would distort the picture.
         backend (`str`, *optional*, defaults to `"pyav"`):
             `"pyav"` decodes in sequence and holds only the sampled frames. `"torchcodec"` (exact seek mode) and
             `"decord"` need the extra of that name. All three choose the same frames.
@@ -124,10 +127,10 @@ def load_video(
     if backend not in loaders:
         raise ValueError(f"backend must be one of {', '.join(loaders)}, but is {backend!r}.")
     path = os.fspath(path)
-    sampling = Sampling(path, fps, num_frames, max_frames, start_s, end_s, size)
+    sampling = Sampling(path, fps, num_frames, max_frames, start_s, end_s, size, center_crop)
     with open_video(path) as (container, stream):  # the other backends' words for a bad file are no clearer
         header_s = header_duration_s(container, stream)
-    buffer = FrameBuffer(sampling.size)
+    buffer = FrameBuffer(sampling.size, sampling.center_crop)
     total_s, notes = loaders[backend](sampling, buffer, header_s)
     return _finish(sampling, buffer, total_s, header_s, notes)
 
@@ -142,6 +145,7 @@ def load_frames_dir(
     start_s: float | None = None,
     end_s: float | None = None,
     size: int | tuple[int, int] | None = None,
+    center_crop: bool = False,
 ) -> Video:
     """
     Sample frames from a folder of `.jpg`, `.jpeg` or `.png` files, sorted by name (`9.jpg` before `10.jpg`).
@@ -151,7 +155,7 @@ def load_frames_dir(
             The folder.
         declared_fps (`float`):
             How many of the files make a second: file `i` is on screen from `i / declared_fps` seconds.
-        fps, num_frames, max_frames, start_s, end_s, size:
+        fps, num_frames, max_frames, start_s, end_s, size, center_crop:
             As in [`load_video`].
 
     Returns:
@@ -163,7 +167,7 @@ def load_frames_dir(
     from PIL import Image
 
     frames_dir = os.fspath(frames_dir)
-    sampling = Sampling(frames_dir, fps, num_frames, max_frames, start_s, end_s, size)
+    sampling = Sampling(frames_dir, fps, num_frames, max_frames, start_s, end_s, size, center_crop)
     if declared_fps is None or not (math.isfinite(declared_fps) and declared_fps > 0):
         raise VideoError(f"{frames_dir}: a folder of frames needs the fps they were taken at, but got {declared_fps}.")
     if not os.path.isdir(frames_dir):
@@ -176,7 +180,7 @@ def load_frames_dir(
 
     times_s = np.arange(len(names)) / declared_fps
     total_s = len(names) / declared_fps
-    buffer = FrameBuffer(sampling.size)
+    buffer = FrameBuffer(sampling.size, sampling.center_crop)
     for index in choose_frames(times_s, sampling.targets_s(total_s)):
         file = os.path.join(frames_dir, names[index])
         try:

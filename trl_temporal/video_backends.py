@@ -50,6 +50,7 @@ class Sampling:
     start_s: float | None
     end_s: float | None
     size: int | tuple[int, int] | None
+    center_crop: bool = False
 
     def __post_init__(self) -> None:
         if (self.fps is None) == (self.num_frames is None):
@@ -63,6 +64,8 @@ class Sampling:
             object.__setattr__(self, "size", (self.size, self.size))
         if self.size is not None and min(self.size) <= 0:
             raise ValueError(f"size must be positive, but is {self.size}.")
+        if self.center_crop and self.size is None:
+            raise ValueError("center_crop cuts frames to a size: give one.")
 
         object.__setattr__(self, "start_s", 0.0 if self.start_s is None else float(self.start_s))
         object.__setattr__(self, "end_s", math.inf if self.end_s is None else float(self.end_s))
@@ -101,10 +104,11 @@ def choose_frames(times_s: np.ndarray, targets_s: np.ndarray) -> np.ndarray:
 class FrameBuffer:
     """Collects sampled frames, resized to one size, in one block of memory that is never copied."""
 
-    def __init__(self, size: tuple[int, int] | None):
+    def __init__(self, size: tuple[int, int] | None, center_crop: bool = False):
         from av.video.reformatter import VideoReformatter
 
         self.size = size
+        self.center_crop = center_crop
         self.times_s: list[float] = []
         self.size_changed = False
         self._pixels = bytearray()
@@ -118,13 +122,23 @@ class FrameBuffer:
         self._first_size = self._first_size or shown_size
         self.size_changed |= shown_size != self._first_size
         self.size = self.size or shown_size
-        width, height = self.size if sideways else self.size[::-1]
+        width, height = self._resized(shown_size)[:: 1 if sideways else -1]
         # Averaging over the area keeps small things visible when shrinking; it would make blocks when enlarging.
         interpolation = "AREA" if width <= frame.width and height <= frame.height else "BICUBIC"
         frame = self._reformatter.reformat(frame, width, height, format="rgb24", interpolation=interpolation)
-        pixels = np.ascontiguousarray(np.rot90(frame.to_ndarray(), quarter_turns))
+        pixels = np.rot90(frame.to_ndarray(), quarter_turns)
+        top, left = ((whole - kept) // 2 for whole, kept in zip(pixels.shape, self.size, strict=False))
+        pixels = np.ascontiguousarray(pixels[top : top + self.size[0], left : left + self.size[1]])
         self._pixels.extend(memoryview(pixels).cast("B"))
         self.times_s.append(float(time_s))
+
+    def _resized(self, shown_size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width before the middle is cut out."""
+        if not self.center_crop:
+            return self.size
+        scale = max(kept / whole for kept, whole in zip(self.size, shown_size, strict=True))
+        # Rounded down as torchvision does, but never below what is kept.
+        return tuple(max(int(whole * scale + 1e-6), kept) for kept, whole in zip(self.size, shown_size, strict=True))
 
     def add_pixels(self, time_s: float, pixels: np.ndarray) -> None:
         """Add an RGB array of shape `(height, width, 3)`, uint8."""

@@ -28,6 +28,8 @@ class FrameCache:
             Height and width of the frames in pixels.
         max_frames (`int`, *optional*):
             Longer videos are sampled more thinly.
+        center_crop (`bool`, *optional*, defaults to `False`):
+            Cut the middle square out of frames, instead of resizing whole frames to a square.
         backend (`str`, *optional*, defaults to `"pyav"`):
             Decoder, see [`~trl_temporal.video.load_video`].
 
@@ -47,10 +49,17 @@ class FrameCache:
         fps: float,
         size: int,
         max_frames: int | None = None,
+        center_crop: bool = False,
         backend: str = "pyav",
     ):
         self.root = None if root is None else Path(root)
-        self.sampling = {"fps": fps, "size": size, "max_frames": max_frames, "backend": backend}
+        self.sampling = {
+            "fps": fps,
+            "size": size,
+            "max_frames": max_frames,
+            "center_crop": center_crop,
+            "backend": backend,
+        }
 
     def __call__(self, entry: str | dict) -> Video:
         """

@@ -25,6 +25,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["trl_temporal", "trl_temporal.*"]),
     package_data={"trl_temporal": ["report/*.j2"]},
+    entry_points={"console_scripts": ["trl-temporal = trl_temporal.cli:main"]},
     # Lower bounds are the versions that the tests run with, but for transformers: all tests run with 5.23, those of
     # the model and the trainers ran with 5.18 too.
     install_requires=[
@@ -40,6 +41,8 @@ setup(
         "rich",
         "tqdm",
         "safetensors",
+        "tokenizers",
+        "huggingface_hub",
         "jinja2",
     ],
     extras_require=extras,

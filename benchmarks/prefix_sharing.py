@@ -72,7 +72,11 @@ def main() -> None:
             model, processor = build_tiny_d2vlm(texts, vocab_size=320, image_size=16)
             add_fused_lm_head(model)
             add_evidence_head(
-                model, grounding_coef=1.0, soft=False, prefix_sharing=prefix_sharing, on_output=lambda output: None
+                model,
+                grounding_coef=1.0,
+                soft_target_base=None,
+                prefix_sharing=prefix_sharing,
+                on_output=lambda output: None,
             )
             batch = make_batch(processor, args.num_pairs, num_frames)
             seconds[prefix_sharing] = time_step(model, batch, args.num_steps)

@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset
 
 from tests.helpers import noise_video, preference_row, sft_row, user
-from trl_temporal.data.collator import EvidenceCollator, PreferenceCollator, PromptCollator
+from trl_temporal.data.collator import SPAN_UNIT, EvidenceCollator, PreferenceCollator, PromptCollator
 from trl_temporal.data.schema import RowError
 
 
@@ -219,3 +219,98 @@ def test_a_template_that_rewrites_the_prompt_is_refused(processor):
     processor.chat_template = "{{ messages | length }}" + processor.chat_template
     with pytest.raises(RowError, match="'row'.*template"):
         EvidenceCollator(processor, noise_video)([GROUNDING])
+
+
+# --- The released code's rules ---
+
+
+def index_processor(processor):
+    processor.time_rule = "index"
+    return processor
+
+
+def test_spans_of_the_released_time_rule_stay_unrounded_for_soft_targets(processor):
+    row = {**DENSE, "spans": [[0.2, 1.0], [1.4, 2.0]]}  # frames stand at 0, .5, 1, 1.5 s
+    collate = EvidenceCollator(index_processor(processor), noise_video, soft_targets=True)
+    batch = collate([row, GROUNDING])
+    assert batch["evidence_spans"].dtype == torch.long  # mixed precision would round floats
+    spans = batch["evidence_spans"] / SPAN_UNIT
+    expected = torch.tensor([[0.4, 2.0], [2.8, 4.0]])
+    torch.testing.assert_close(spans[0], torch.cat([expected, expected]))
+    assert spans[1, 2:].eq(0).all()
+    # What an `<evi>` captures is rounded, and inside the video.
+    assert batch["evidence_frame_mask"][0].int().tolist() == [[1, 1, 1, 0], [0, 0, 0, 1]] * 2
+    assert "evidence_spans" not in EvidenceCollator(processor, noise_video)([row])
+
+
+def test_spans_of_our_time_rule_are_whole_frames(processor):
+    batch = EvidenceCollator(processor, noise_video, soft_targets=True)([DENSE])
+    assert (batch["evidence_spans"] / SPAN_UNIT).tolist() == [[[0, 1], [3, 3]] * 2]
+
+
+def test_released_batches_have_holes_behind_shorter_prefixes(processor):
+    parts = [{"type": "text", "text": "Watch."}, {"type": "video"}, {"type": "text", "text": "When?"}]
+    longer = {**GROUNDING, "prompt": [{"role": "user", "content": parts}]}
+    rows = [longer, DENSE]
+    plain = EvidenceCollator(processor, noise_video)(rows)
+    batch = EvidenceCollator(processor, noise_video, release_quirks=True)(rows)
+    prefix = plain["input_ids"][0].tolist().index(processor.video_token_id)
+    hole = prefix - plain["input_ids"][1].tolist().index(processor.video_token_id)
+    assert hole > 0
+    end = prefix - hole + 4  # of DENSE's four frames
+    assert batch["attention_mask"][1, : end + hole + 1].tolist() == [1] * end + [0] * hole + [1]
+    assert batch["position_ids"].tolist() == [list(range(batch["input_ids"].shape[1]))] * 2
+    for row in range(2):  # but for the hole it is the same row
+        for name in ("input_ids", "labels"):
+            kept, plainly = batch["attention_mask"][row].bool(), plain["attention_mask"][row].bool()
+            assert torch.equal(batch[name][row, kept], plain[name][row, plainly])
+    text_only = sft_row("Hello there.", [], video=None)
+    mixed = EvidenceCollator(processor, noise_video, release_quirks=True)([longer, text_only])
+    assert mixed["attention_mask"][1].tolist() == sorted(mixed["attention_mask"][1].tolist(), reverse=True)
+    alike = EvidenceCollator(processor, noise_video, release_quirks=True)([DENSE, GROUNDING])
+    expected = EvidenceCollator(processor, noise_video)([DENSE, GROUNDING])
+    assert all(torch.equal(alike[name], expected[name]) for name in expected)
+
+
+def test_released_pairs_of_text_end_early_and_start_alike(processor):
+    rows = [
+        preference_row("It blinks twice.", [], "Nothing blinks.", [], video="noise-0-4"),
+        preference_row("<evi> </evi> So <evi>.", [[0.0, 1.0]], "</evi> No.", [], video="noise-1-3"),
+    ]
+    plain = PreferenceCollator(processor, noise_video)(rows)
+    batch = PreferenceCollator(processor, noise_video, release_quirks=True)(rows)
+
+    def responses(batch):
+        masks = batch["completion_mask"].bool()
+        return [ids[mask].tolist() for ids, mask in zip(batch["input_ids"], masks, strict=True)]
+
+    (chosen, grounded, rejected, other), after = responses(plain), responses(batch)
+    assert after == [chosen[:-1], grounded, chosen[:1] + rejected[1:-1], other]
+
+
+def test_released_batches_take_spans_outside_the_video(processor):
+    row = {**GROUNDING, "spans": [[7.0, 9.0]]}
+    with pytest.raises(RowError, match="begins after the end"):
+        EvidenceCollator(processor, noise_video)([row])
+    collate = EvidenceCollator(index_processor(processor), noise_video, soft_targets=True, release_quirks=True)
+    batch = collate([row])
+    assert batch["evidence_frame_mask"][0, 0].int().tolist() == [0, 0, 1]
+    assert (batch["evidence_spans"][0, 0] / SPAN_UNIT).tolist() == [14.0, 18.0]
+
+
+# --- Prompts that refer to events ---
+
+
+def test_prompts_that_refer_to_events(processor):
+    rows = [
+        {**GROUNDING, "prompt": user("What follows <evi> and <evi>?"), "prompt_spans": [[0.0, 0.5], [1.0, 1.0]]},
+        DENSE,
+        sft_row("", [], video=None, question="Hello!"),
+    ]
+    inputs = PromptCollator(processor, noise_video)(rows)["inputs"]
+    assert inputs["evidence_stage"].tolist() == [[1, 1], [0, 0], [0, 0]]
+    assert inputs["evidence_frame_mask"].int().tolist()[0] == [[1, 0, 0, 0], [0, 1, 0, 0]]
+    assert not inputs["evidence_frame_mask"][1:].any()
+    assert "evidence_stage" not in PromptCollator(processor, noise_video)([DENSE])["inputs"]
+    with pytest.raises(RowError, match="2 <evi> tokens but 1 spans in prompt_spans"):
+        PromptCollator(processor, noise_video)([{**rows[0], "prompt_spans": [[0.0, 0.5]]}])

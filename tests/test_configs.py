@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from trl_temporal import EvidenceSFTConfig, FPOConfig
+from trl_temporal import D2VLMConfig, EvidenceSFTConfig, FPOConfig
 
 # Default, `paper` and `d2vlm-release`.
 BOTH = {
@@ -14,6 +14,8 @@ BOTH = {
     "consistency_ramp_start": (0.3, 0.0, 0.0),
     "consistency_ramp_end": (0.6, 0.0, 0.0),
     "grounding_target": ("hard", "hard", "soft"),
+    "soft_target_base": (2.0, 2.0, 2.0),
+    "release_quirks": (False, False, True),
     "max_length": (None, None, None),
 }
 FPO = {
@@ -46,6 +48,7 @@ def test_defaults_and_presets(config_class, table, tmp_path):
     ("arguments", "words"),
     [
         ({"grounding_target": "fuzzy"}, "grounding_target.*hard, soft.*fuzzy"),
+        ({"soft_target_base": 1.0}, "soft_target_base.*1.0"),
         ({"on_bad_sample": "ignore"}, "on_bad_sample.*raise, skip"),
         ({"video_backend": "opencv"}, "video_backend.*pyav"),
         ({"consistency_ramp_start": 0.7}, "consistency_ramp_start.*0.7"),
@@ -84,3 +87,13 @@ def test_a_gpu_that_is_not_there(config_class, arguments, words, tmp_path, monke
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ValueError, match=words):
         config_class(output_dir=str(tmp_path), use_cpu=False, **arguments)
+
+
+def test_presets_of_the_model():
+    ours, paper, release = D2VLMConfig(), D2VLMConfig.from_preset("paper"), D2VLMConfig.from_preset("d2vlm-release")
+    assert [config.video_attention for config in (ours, paper, release)] == ["causal", "causal", "bidirectional"]
+    assert [config.interval_ties for config in (ours, paper, release)] == ["first", "first", "span"]
+    assert {(config.capture_layer, config.similarity_layer) for config in (ours, paper, release)} == {(6, -2)}
+    assert D2VLMConfig.from_preset("d2vlm-release", capture_layer=3).capture_layer == 3
+    with pytest.raises(ValueError, match="paper, d2vlm-release"):
+        D2VLMConfig.from_preset("release")

@@ -4,11 +4,14 @@
 import math
 
 import pytest
+import torch
 from datasets import Dataset, load_from_disk
+from trl.trainer.utils import disable_dropout_in_model
 
 from tests.helpers import MIXED_PAIRS, assert_same_gradients, noise_video, train
 from trl_temporal import D2VLMForConditionalGeneration, D2VLMProcessor, FPOConfig, FPOTrainer
 from trl_temporal.data.collator import PreferenceCollator
+from trl_temporal.trainer.fpo_trainer import disable_attention_dropout
 from trl_temporal.trainer.fused_forward import add_evidence_head
 
 MIXED = Dataset.from_list(MIXED_PAIRS)
@@ -36,6 +39,26 @@ def noise_config(fpo_config, **kwargs):
     # The videos of noise are no files: they are not read ahead.
     defaults = {"cache_frames": False, "consistency_ramp_start": 0.0, "consistency_ramp_end": 0.0}
     return fpo_config(**{"per_device_train_batch_size": 4, **defaults, **kwargs})
+
+
+def test_no_dropout_is_left_in_preference_training(native):
+    """TRL's `disable_dropout` leaves the dropout of attention weights, a tenth in the Q-Former."""
+    model, processor = native
+    batch = PreferenceCollator(processor, noise_video)(MIXED)
+    inputs = {name: batch[name] for name in ("pixel_values_videos", "frame_mask", "video_index", "input_ids")}
+    inputs |= {name: value for name, value in batch.items() if name.startswith("qformer")}
+
+    def frames():
+        return model.train().model._embed_frames(
+            inputs["input_ids"],
+            *(inputs[name] for name in ("pixel_values_videos", "frame_mask", "video_index")),
+            *(inputs[name] for name in ("qformer_input_ids", "qformer_attention_mask")),
+        )[0]
+
+    disable_dropout_in_model(model)
+    assert not torch.equal(frames(), frames())
+    disable_attention_dropout(model)
+    assert torch.equal(frames(), frames())
 
 
 # --- The video ---

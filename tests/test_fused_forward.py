@@ -45,7 +45,7 @@ def fused(tiny_dir, *, prefix_sharing, attn_implementation="sdpa", video_attenti
     model.config.video_attention = video_attention
     add_fused_lm_head(model)
     outputs = []
-    arguments = {"grounding_coef": 1.0, "soft": False, **kwargs}
+    arguments = {"grounding_coef": 1.0, "soft_target_base": None, **kwargs}
     add_evidence_head(model, prefix_sharing=prefix_sharing, on_output=outputs.append, **arguments)
     return model, outputs
 
@@ -85,7 +85,7 @@ def assert_shared_equals_plain(tiny_dir, batch, **kwargs):
 
 @pytest.fixture
 def batch(tiny):
-    return PreferenceCollator(tiny[1], noise_video)(PAIRS)
+    return PreferenceCollator(tiny[1], noise_video, soft_targets=True)(PAIRS)
 
 
 ATTENTION = pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
@@ -185,10 +185,10 @@ def test_flash_attention_is_refused_with_the_mend(tiny_dir, batch):
 # --- The grounding term ---
 
 
-@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("base", [None, 2.0, 3.0])
 @pytest.mark.parametrize("grounding_coef", [0.0, 1.0, 0.5])
-def test_log_probs_have_the_grounding_term_where_an_evi_is_predicted(tiny_dir, batch, soft, grounding_coef):
-    model, outputs = fused(tiny_dir, prefix_sharing=True, grounding_coef=grounding_coef, soft=soft)
+def test_log_probs_have_the_grounding_term_where_an_evi_is_predicted(tiny_dir, batch, base, grounding_coef):
+    model, outputs = fused(tiny_dir, prefix_sharing=True, grounding_coef=grounding_coef, soft_target_base=base)
     with torch.no_grad():
         output = run(model, batch)
     assert outputs == [output]
@@ -196,6 +196,7 @@ def test_log_probs_have_the_grounding_term_where_an_evi_is_predicted(tiny_dir, b
     # TRL's own, token by token.
     plain = D2VLMForConditionalGeneration.from_pretrained(tiny_dir, dtype=torch.float32)
     inputs = {name: value for name, value in batch.items() if name != "completion_mask"}
+    spans = inputs.pop("evidence_spans")
     with torch.no_grad():
         logits = plain(**inputs).logits[:, :-1]
         backbone = plain.model(**inputs)
@@ -203,11 +204,11 @@ def test_log_probs_have_the_grounding_term_where_an_evi_is_predicted(tiny_dir, b
     text = text * batch["completion_mask"][:, 1:]
     torch.testing.assert_close(output.text_log_probs, text, rtol=1e-4, atol=1e-4)
 
-    targets = batch["evidence_frame_mask"]
+    targets, soft = batch["evidence_frame_mask"], base is not None
+    if soft:
+        targets = soft_targets(fused_forward.frame_spans({"evidence_spans": spans}), targets.shape[-1], base)
     expected = text.clone()
-    log_prob = grounding_log_prob(
-        backbone.evidence_logits, soft_targets(targets) if soft else targets, backbone.frame_mask, soft
-    )
+    log_prob = grounding_log_prob(backbone.evidence_logits, targets, backbone.frame_mask, soft)
     for row, ids in enumerate(batch["input_ids"].tolist()):
         places = [position for position, token in enumerate(ids) if token == plain.config.evidence_token_id]
         for number, position in enumerate(places):
@@ -227,5 +228,7 @@ def test_without_the_fused_head_the_model_is_itself(tiny_dir, batch):
     model, outputs = fused(tiny_dir, prefix_sharing=True)
     inputs = {name: value for name, value in batch.items() if name != "completion_mask"}
     with torch.no_grad():
-        assert torch.equal(model(**inputs).logits, plain(**inputs).logits)
+        logits = model(**inputs).logits
+        inputs.pop("evidence_spans")
+        assert torch.equal(logits, plain(**inputs).logits)
     assert outputs == []

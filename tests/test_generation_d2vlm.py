@@ -224,7 +224,7 @@ def test_answers_do_not_depend_on_the_batch(talkative):
     alone = generate_answers(model, processor, ROWS, batch_size=1, **arguments)
     together = generate_answers(model, processor, ROWS, batch_size=3, **arguments)
     assert model.training  # as it was
-    assert any(answer.evidence for answer in alone)
+    assert any(answer.evidence + answer.response for answer in alone)
     for one, other, row in zip(alone, together, ROWS, strict=True):
         assert (one.text, one.evidence, one.response) == (other.text, other.evidence, other.response)
         np.testing.assert_allclose(one.salience, other.salience, rtol=1e-4, atol=1e-5)
@@ -247,3 +247,30 @@ def test_an_answer_prints_its_evidence_in_seconds():
         duration_s=4.0,
     )
     assert str(answer) == "First [0.0s - 1.5s], then [2.0s - 3.0s]."
+
+
+def test_a_question_about_an_event_sees_its_frames(models):
+    """The answer changes with the span of the question, is that of teacher forcing, and the same in a batch."""
+    model, processor = models
+    question = {"question": "What happens during <evi>?", "video": "noise-2-9"}
+    rows = [sft_row("", [], prompt_spans=[span], **question) for span in ([0.0, 0.5], [3.0, 4.5])]
+    first, inputs = generate(model, processor, rows[:1], output_logits=True)
+    second, _ = generate(model, processor, rows[1:], output_logits=True)
+    assert not torch.equal(first.logits[0], second.logits[0])
+    with torch.no_grad():
+        forced = model(**{name: value for name, value in inputs.items()}).logits[:, -1]
+    torch.testing.assert_close(first.logits[0], forced, rtol=1e-4, atol=1e-4)
+    together, _ = generate(model, processor, [ROWS[1], *rows], output_logits=True)
+    for number, alone in ((1, first), (2, second)):
+        torch.testing.assert_close(together.logits[0][number], alone.logits[0][0], rtol=1e-4, atol=1e-4)
+
+
+def test_the_salience_of_every_token(models):
+    model, processor = models
+    output, inputs = generate(model, processor, ROWS[:2])
+    new_ids = output.sequences[:, inputs["input_ids"].shape[1] :]
+    assert output.token_salience.shape == (2, NUM_NEW, 9)
+    for row in range(2):
+        at_evidence = output.token_salience[row, new_ids[row] == model.config.evidence_token_id]
+        assert torch.equal(at_evidence.clamp(min=0), output.evidence_salience[row])
+    assert (output.token_salience[0, :, 5:] == -1).all()  # the first video has 5 frames

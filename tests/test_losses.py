@@ -29,23 +29,30 @@ def random_case(seed, rows=3, num_evidence=4, num_frames=6):
 
 
 @pytest.mark.parametrize(
-    ("frames", "expected"),
+    ("span", "expected"),
     [
-        ([0, 1, 1, 0, 0, 0], [0.5, 1, 1, 0.5, 0.25, 0.125]),
-        ([1, 0, 0], [1, 0.5, 0.25]),
-        ([0, 0, 1], [0.25, 0.5, 1]),
-        ([1, 1], [1, 1]),
-        ([0, 0, 0], [0, 0, 0]),  # no frame: nothing to be close to
+        ([1, 2], [0.5, 1, 1, 0.5]),
+        ([0, 0], [1, 0.5, 0.25, 0.125]),
+        ([3, 3], [0.125, 0.25, 0.5, 1]),
+        ([0, 3], [1, 1, 1, 1]),
+        ([0.5, 2.5], [2**-0.5, 1, 1, 2**-0.5]),  # not rounded
+        ([-2, -1], [0.5, 0.25, 0.125, 0.0625]),  # nor moved into the video
+        ([5, 9], [2**-5, 2**-4, 2**-3, 2**-2]),
+        ([3, 1], [0.5, 1, 0.5, 1]),  # nor put in order
     ],
 )
-def test_soft_targets_halve_with_every_frame_of_distance(frames, expected):
-    assert soft_targets(torch.tensor(frames).bool()).tolist() == expected
+def test_soft_targets_halve_with_every_frame_of_distance(span, expected):
+    assert soft_targets(torch.tensor(span), 4).tolist() == pytest.approx(expected)
+
+
+def test_soft_targets_take_another_base():
+    assert soft_targets(torch.tensor([0.0, 0.0]), 3, base=4.0).tolist() == [1, 0.25, 0.0625]
 
 
 def test_soft_targets_take_any_leading_shape():
-    frames = torch.tensor([[[1, 0], [0, 1]], [[0, 0], [1, 1]]]).bool()
-    assert soft_targets(frames).tolist() == [[[1, 0.5], [0.5, 1]], [[0, 0], [1, 1]]]
-    assert soft_targets(torch.zeros(2, 0, 3, dtype=torch.bool)).shape == (2, 0, 3)
+    spans = torch.tensor([[[0, 0], [1, 1]], [[0, 1], [0, 1]]])
+    assert soft_targets(spans, 2).tolist() == [[[1, 0.5], [0.5, 1]], [[1, 1], [1, 1]]]
+    assert soft_targets(torch.zeros(2, 0, 2), 3).shape == (2, 0, 3)
 
 
 # --- L_gnd, Eq. 3 ---

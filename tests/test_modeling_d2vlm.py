@@ -383,8 +383,8 @@ def test_saved_and_loaded(tiny, native, tmp_path, backbone_name):
 # --- The salient run ---
 
 
-def salient_run_reference(salience, threshold, frame_mask):
-    """Runs of frames of at least `threshold * max`; the one with the largest mean, the first of equals."""
+def salient_run_reference(salience, threshold, frame_mask, ties="first"):
+    """Runs of frames of at least `threshold * max`; the one with the largest mean, of equals the first or all."""
     real = [number for number, exists in enumerate(frame_mask) if exists]
     if not real:
         return [False] * len(salience)
@@ -396,7 +396,9 @@ def salient_run_reference(salience, threshold, frame_mask):
             continue
         runs, run = runs + [run], []
     runs = [run for run in runs + [run] if run]
-    best = max(runs, key=lambda run: sum(salience[frame] for frame in run) / len(run))
+    means = [sum(salience[frame] for frame in run) / len(run) for run in runs]
+    equals = [run for run, mean in zip(runs, means, strict=True) if mean == max(means)]
+    best = equals[0] if ties == "first" else range(equals[0][0], equals[-1][-1] + 1)
     return [frame in best for frame in range(len(salience))]
 
 
@@ -410,6 +412,31 @@ def test_salient_run_equals_the_plain_loop(frames, threshold):
     salience, frame_mask = [value / 16 for value, _ in frames], [exists for _, exists in frames]
     run = salient_run(torch.tensor([[salience]]), threshold, torch.tensor([[frame_mask]]))
     assert run[0, 0].tolist() == salient_run_reference(salience, threshold, frame_mask)
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=9), st.integers(0, 9), st.sampled_from([0.25, 0.5, 1.0]))
+@settings(deadline=None, max_examples=200)
+def test_the_span_of_equal_runs_equals_the_plain_loop(frames, num_padding, threshold):
+    salience = [value / 16 for value in frames] + [0.7] * num_padding
+    frame_mask = [True] * len(frames) + [False] * num_padding
+    # Two rows, the other without a frame.
+    masks = torch.tensor([[frame_mask], [[False] * len(frame_mask)]])
+    run = salient_run(torch.tensor([[salience], [salience]]), threshold, masks, ties="span")
+    assert run[0, 0].tolist() == salient_run_reference(salience, threshold, frame_mask, ties="span")
+    assert not run[1].any()
+
+
+def test_the_placeholder_of_frames_needs_no_row_in_the_embedding(native):
+    """Released checkpoints have none for it; its id is then beyond the vocabulary, and no token that is generated."""
+    model, processor = native
+    row = sft_row("<evi> </evi> It blinks in <evi>.", [[0.0, 1.0]], video="noise-1-4")
+    batch = EvidenceCollator(processor, noise_video)([row])
+    with torch.no_grad():
+        expected = model.eval()(**batch).logits
+        beyond = model.config.text_config.vocab_size + 3
+        batch["input_ids"].masked_fill_(batch["input_ids"] == model.config.video_token_id, beyond)
+        model.config.video_token_id = beyond
+        assert torch.equal(model(**batch).logits, expected)
 
 
 def test_salient_run_of_several_rows_at_once():

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from trl_temporal import D2VLMProcessor
 from trl_temporal.models.d2vlm import frame_run_to_span, spans_to_frame_mask
+from trl_temporal.models.d2vlm.processing_d2vlm import spans_to_positions
 from trl_temporal.models.tiny import train_tokenizer
 
 
@@ -92,6 +93,39 @@ def test_every_span_has_one_run_of_frames_and_misses_by_at_most_half_a_frame(cli
         assert distance[numbers[0]] == distance.min()
 
 
+@pytest.mark.parametrize(
+    ("span", "frames"),
+    [
+        ([1.0, 2.0], [0, 1, 1, 0]),  # both ends
+        ([0.5, 2.5], [1, 1, 1, 0]),  # rounded to the even frame
+        ([2.6, 2.8], [0, 0, 0, 1]),
+        ([2.2, 1.2], [0, 1, 1, 0]),  # put in order
+        ([-3.0, 0.4], [1, 0, 0, 0]),
+        ([7.0, 9.0], [0, 0, 0, 1]),  # moved into the video
+    ],
+)
+def test_frames_of_a_span_by_the_released_rule(span, frames):
+    assert spans_to_frame_mask([span], [0.0, 1.0, 2.0, 3.0], 4.0, "index").astype(int).tolist() == [frames]
+
+
+def test_a_run_by_the_released_rule_ends_where_its_last_frame_stands():
+    run = np.array([False, True, True, False])
+    assert frame_run_to_span(run, [0.0, 1.0, 2.0, 3.0], 4.0, "index") == [1.0, 2.0]
+
+
+def test_positions_go_on_before_and_behind_the_frames():
+    positions = spans_to_positions([[-1.0, 0.25], [2.0, 7.0]], [0.0, 0.5, 1.0, 3.0])
+    assert positions.tolist() == [[-1.0, 0.5], [2.5, 7.0]]
+    assert spans_to_positions([[2.5, 3.0]], [0.0]).tolist() == [[2.5, 3.0]]
+    assert spans_to_positions([], [0.0, 1.0]).shape == (0, 2)
+
+
+@given(st.lists(st.tuples(st.floats(-5, 20), st.floats(-5, 20)), min_size=1, max_size=5), st.integers(1, 12))
+@settings(deadline=None, max_examples=50)
+def test_at_one_frame_a_second_a_second_is_its_index(spans, num_frames):
+    np.testing.assert_allclose(spans_to_positions(spans, np.arange(num_frames)), spans, rtol=0, atol=1e-9)
+
+
 # --- The processor ---
 
 
@@ -114,6 +148,17 @@ def test_frames_are_resized_and_normalised(processor):
     assert pixels.shape == (1, 2, 3, 16, 16)
     expected = (torch.tensor([0.0, 1.0, 0.0]) - 0.5) / 0.25
     torch.testing.assert_close(pixels[0, 0, :, 5, 5], expected)
+
+
+@pytest.mark.parametrize("shape", [(32, 64), (64, 32), (32, 96)])
+def test_the_middle_square_of_frames(processor, shape):
+    """The picture's proportions stay: a square in the middle stays one, where resizing would stretch it."""
+    video = np.zeros((1, *shape, 3), dtype=np.uint8)
+    (height, width), half = shape, min(shape) // 4
+    video[:, height // 2 - half : height // 2 + half, width // 2 - half : width // 2 + half] = 255
+    processor.center_crop = True
+    bright = processor.pad_frames([video])["pixel_values_videos"][0, 0, 0] > 0
+    assert bright.shape == (16, 16) and bright[4:12, 4:12].all() and bright.sum() == 64
 
 
 @pytest.mark.parametrize(
@@ -156,7 +201,7 @@ def any_text_tokenizer():
     return train_tokenizer(["The red disc blinks."], vocab_size=300)
 
 
-def test_generations_are_read_as_text_and_seconds(processor):
+def test_generations_are_read_as_text_and_seconds(processor, monkeypatch):
     evi, end, eos, pad = (
         processor.evidence_token_id,
         processor.evidence_end_token_id,
@@ -165,37 +210,42 @@ def test_generations_are_read_as_text_and_seconds(processor):
     )
     words = processor.tokenizer(" It blinks", add_special_tokens=False)["input_ids"]
     first = [evi, evi, end, *words, evi, eos]
-    rows = [first, [end, *words, eos], [evi, *words], [evi, end, eos]]
+    rows = [first, [end, *words, eos], [evi], [evi, end, eos], [evi, *words]]
     new_ids = torch.tensor([row + [pad] * (len(first) - len(row)) for row in rows])
-    runs = torch.zeros(4, 3, 5, dtype=torch.bool)
+    runs = torch.zeros(5, 3, 5, dtype=torch.bool)
     runs[0, 0, :2] = runs[0, 1, 2:] = runs[0, 2, 1] = True
-    runs[2, 0, 3] = True
+    runs[2, 0, 3] = runs[4, 0, 3] = True
     output = SimpleNamespace(
-        sequences=torch.cat([torch.ones(4, 2, dtype=torch.long), new_ids], dim=1),
+        sequences=torch.cat([torch.ones(5, 2, dtype=torch.long), new_ids], dim=1),
         evidence_salience=runs.float(),
         evidence_frames=runs,
     )
-    inputs = {"input_ids": torch.ones(4, 2)}
-    timestamps_s = [np.arange(5.0), np.arange(5.0), np.arange(4.0), []]
-    answers = processor.post_process_grounded(output, inputs, timestamps_s, [5.5, 5.5, 4.0, 0.0])
-    assert [answer["text"] for answer in answers] == ["It blinks <evi>", "It blinks", "", ""]
+    inputs = {"input_ids": torch.ones(5, 2)}
+    timestamps_s = [np.arange(5.0), np.arange(5.0), np.arange(4.0), [], np.arange(4.0)]
+    answers = processor.post_process_grounded(output, inputs, timestamps_s, [5.5, 5.5, 4.0, 0.0, 4.0])
+    assert [answer["text"] for answer in answers] == ["It blinks <evi>", "It blinks", "", "", "<evi> It blinks"]
     assert answers[0]["evidence"] == [[0.0, 2.0], [2.0, 5.5]]
     assert answers[0]["response"] == [[1.0, 2.0]]
     assert answers[0]["salience"].shape == (3, 5)
     assert answers[1]["evidence"] == answers[1]["response"] == []
     assert answers[2]["evidence"] == [[3.0, 4.0]]  # cut off before `</evi>`: evidence, and no answer
     assert answers[3]["evidence"] == []  # no video, nothing to refer to
+    assert (answers[4]["evidence"], answers[4]["response"]) == ([], [[3.0, 4.0]])  # no `</evi>`: an answer at once
+    monkeypatch.setattr(processor, "time_rule", "index")  # both ends are frames of the run
+    (answer, *_) = processor.post_process_grounded(output, inputs, timestamps_s, [5.5, 5.5, 4.0, 0.0, 4.0])
+    assert (answer["evidence"], answer["response"]) == ([[0.0, 1.0], [2.0, 4.0]], [[1.0, 1.0]])
 
 
 @pytest.mark.parametrize("with_qformer", [False, True])
 def test_saved_and_loaded(processor, with_qformer, tmp_path):
     if with_qformer:
         processor.qformer_tokenizer = train_tokenizer(["What blinks?"], vocab_size=280)
-    processor.max_frames = 7
+    processor.max_frames, processor.time_rule, processor.center_crop = 7, "index", True
     processor.save_pretrained(tmp_path)
     loaded = D2VLMProcessor.from_pretrained(tmp_path)
     assert (tmp_path / "qformer_tokenizer").exists() == with_qformer
     assert (loaded.fps, loaded.max_frames, loaded.image_size) == (processor.fps, 7, 16)
+    assert loaded.time_rule == "index" and loaded.center_crop
     assert loaded.chat_template == processor.chat_template
     arguments = {"text": ["<video>What blinks?"], "videos": [frames(3)], "questions": ["What blinks?"]}
     expected, batch = processor(**arguments), loaded(**arguments)

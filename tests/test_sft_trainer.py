@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from tests.helpers import MIXED_ROWS, assert_same_gradients, noise_video, train
 from trl_temporal import EvidenceSFTConfig, EvidenceSFTTrainer, generate_answers
-from trl_temporal.data.collator import EvidenceCollator
+from trl_temporal.data.collator import SPAN_UNIT, EvidenceCollator
 from trl_temporal.losses import consistency_l1, grounding_bce, soft_targets
 
 MIXED = Dataset.from_list(MIXED_ROWS)
@@ -19,7 +19,7 @@ def noise_trainer(tiny, args, rows=MIXED, **kwargs):
     trainer = EvidenceSFTTrainer(
         model,
         args,
-        data_collator=EvidenceCollator(processor, noise_video),
+        data_collator=EvidenceCollator(processor, noise_video, soft_targets=args.grounding_target == "soft"),
         train_dataset=rows,
         processing_class=processor,
         **kwargs,
@@ -89,12 +89,13 @@ def test_the_evidence_losses_are_those_of_the_model(tiny, sft_config, target):
     trainer.train()
     log = trainer.state.log_history[0]
     model, batch = tiny[0].eval(), trainer.data_collator(list(MIXED))
+    spans = batch.pop("evidence_spans", None)
     with torch.no_grad():
         output = model(**batch)
     stage, frames = batch["evidence_stage"], batch["evidence_frame_mask"]
     grounding = grounding_bce(
         output.evidence_logits,
-        soft_targets(frames) if target == "soft" else frames,
+        frames if spans is None else soft_targets(spans / SPAN_UNIT, frames.shape[-1]),
         output.evidence_mask,
         output.frame_mask,
     )

@@ -8,29 +8,34 @@ import torch
 import torch.nn.functional as F
 
 
-def soft_targets(targets: torch.Tensor) -> torch.Tensor:
+def soft_targets(spans: torch.Tensor, num_frames: int, base: float = 2.0) -> torch.Tensor:
     r"""
-    The soft frame targets of the released code: `2 ** -d` with `d` the distance in frames to the span.
+    The soft frame targets of the released code: `base ** -d` with `d` the distance in frames to the nearer end of the
+    span.
 
     Args:
-        targets (`torch.BoolTensor` of shape `(..., T)`):
-            Frames of the span, contiguous.
+        spans (`torch.Tensor` of shape `(..., 2)`):
+            First and last frame of each span; fractions and ends outside the video are taken as they are.
+        num_frames (`int`):
+            Number of frames T.
+        base (`float`, *optional*, defaults to `2.0`):
+            What the target is divided by with every frame of distance.
 
     Returns:
-        `torch.Tensor` of shape `(..., T)`: 1 inside, .5, .25, ... outside; zero where the span has no frame.
+        `torch.Tensor` of shape `(..., T)`: 1 inside; .5, .25, ... outside.
 
     Example:
 
     ```python
-    >>> soft_targets(torch.tensor([False, True, False, False])).tolist()
-    [0.5, 1.0, 0.5, 0.25]
+    >>> soft_targets(torch.tensor([1.0, 1.5]), num_frames=4).tolist()
+    [0.5, 1.0, 0.7071067690849304, 0.3535533845424652]
     ```
     """
-    frame = torch.arange(targets.shape[-1], device=targets.device)
-    start = targets.int().argmax(-1, keepdim=True)
-    end = start + targets.sum(-1, keepdim=True) - 1
-    distance = torch.maximum(start - frame, frame - end).clamp(min=0)
-    return torch.exp2(-distance.float()) * targets.any(-1, keepdim=True)
+    start, end = spans.unsqueeze(-2).unbind(-1)
+    frame = torch.arange(num_frames, device=spans.device)
+    distance = torch.minimum((frame - start).abs(), (frame - end).abs())
+    inside = (frame >= start) & (frame <= end)
+    return torch.pow(base, -distance.masked_fill(inside, 0)).float()
 
 
 def grounding_bce(

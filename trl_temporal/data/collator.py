@@ -10,10 +10,14 @@ import numpy as np
 import torch
 
 from ..models.d2vlm.modeling_d2vlm import STAGE_EVIDENCE, STAGE_PROMPT, STAGE_RESPONSE
-from ..models.d2vlm.processing_d2vlm import D2VLMProcessor, spans_to_frame_mask
+from ..models.d2vlm.processing_d2vlm import D2VLMProcessor, spans_to_frame_mask, spans_to_positions
 from ..video import Video
 from .schema import RowError, coerce_videos, strip_none_parts
 from .video_check import check_visible
+
+# Ends of spans in a batch are integers in millionths of a frame: mixed precision (DeepSpeed, FSDP) casts floating
+# inputs, and bfloat16 cannot tell frame 301 from 302.
+SPAN_UNIT = 1_000_000
 
 
 class _Sequence(NamedTuple):
@@ -21,8 +25,11 @@ class _Sequence(NamedTuple):
 
     input_ids: list[int]
     prompt_length: int
+    video_start: int  # tokens before the first frame; 0 without video
+    video_end: int  # tokens up to the last frame
     evidence_stage: list[int]
     evidence_frames: np.ndarray | None  # (E, T)
+    evidence_spans: np.ndarray | None  # (E, 2), in frames
     video_number: int  # -1 for none
     question: str
 
@@ -40,11 +47,17 @@ class _Collator:
             [`~trl_temporal.data.frame_cache.FrameCache`].
         max_length (`int`, *optional*):
             Longer sequences are an error: nothing is ever truncated, least of all inside the video.
+        soft_targets (`bool`, *optional*, defaults to `False`):
+            Add `evidence_spans` to the batch, from which soft targets are computed.
+        release_quirks (`bool`, *optional*, defaults to `False`):
+            Build the batch as the released code does where that is a fault: see the table of presets in the docs.
     """
 
     processor: D2VLMProcessor
     read_video: Callable[[str | dict], Video]
     max_length: int | None = None
+    soft_targets: bool = False
+    release_quirks: bool = False
 
     def _read_videos(self, rows: list[dict]) -> tuple[list[Video], list[int]]:
         """The distinct videos of the rows, and which of them each row shows (-1 for none)."""
@@ -86,9 +99,11 @@ class _Collator:
                 "the response cannot be told apart. Use a template whose generation prompt opens the response."
             )
         prompt_ids, response_ids = self._encode(prompt_text), self._encode(whole[len(prompt_text) :])
+        video_start = video_end = 0
         if video is not None:
-            place = prompt_ids.index(processor.video_token_id)
-            prompt_ids[place : place + 1] = [processor.video_token_id] * len(video.frames)
+            video_start = prompt_ids.index(processor.video_token_id)
+            video_end = video_start + len(video.frames)
+            prompt_ids[video_start : video_start + 1] = [processor.video_token_id] * len(video.frames)
         evidence, end = processor.evidence_token_id, processor.evidence_end_token_id
         num_prompt = prompt_ids.count(evidence)
         stage_end = response_ids.index(end) if end in response_ids else 0
@@ -107,16 +122,7 @@ class _Collator:
                     f"row {row.get('id')!r}: {num_tokens} <evi> tokens but {num_spans} spans in {place}. Give every "
                     "<evi> its span, in order."
                 )
-        all_spans = [*prompt_spans, *spans, *response_spans]
-        frames = None
-        if video is not None:
-            try:
-                check_visible(all_spans, video)
-            except RowError as error:
-                raise RowError(f"row {row.get('id')!r}: {error}") from None
-            frames = spans_to_frame_mask(all_spans, video.timestamps_s, video.duration_s)
-        elif all_spans:
-            raise RowError(f"row {row.get('id')!r}: has spans but no video. Add the video or drop the spans.")
+        frames, frame_spans = self._evidence(row, [*prompt_spans, *spans, *response_spans], video)
         length = len(prompt_ids) + len(response_ids)
         if self.max_length is not None and length > self.max_length:
             raise RowError(
@@ -128,13 +134,36 @@ class _Collator:
         return _Sequence(
             input_ids=prompt_ids + response_ids,
             prompt_length=len(prompt_ids),
+            video_start=video_start,
+            video_end=video_end,
             evidence_stage=[STAGE_PROMPT] * num_prompt
             + [STAGE_EVIDENCE] * num_evidence
             + [STAGE_RESPONSE] * num_response,
             evidence_frames=frames,
+            evidence_spans=frame_spans,
             video_number=video_number,
             question=_question(messages),
         )
+
+    def _evidence(
+        self, row: dict, spans: list[list[float]], video: Video | None
+    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """The frames of each span, `(E, T)`, and its ends in frames, `(E, 2)`."""
+        if video is None:
+            if spans:
+                raise RowError(f"row {row.get('id')!r}: has spans but no video. Add the video or drop the spans.")
+            return None, None
+        time_rule = self.processor.time_rule
+        if not self.release_quirks:
+            try:
+                check_visible(spans, video)
+            except RowError as error:
+                raise RowError(f"row {row.get('id')!r}: {error}") from None
+        frames = spans_to_frame_mask(spans, video.timestamps_s, video.duration_s, time_rule)
+        if time_rule == "index":
+            return frames, spans_to_positions(spans, video.timestamps_s)
+        last = frames.shape[1] - 1 - frames[:, ::-1].argmax(1)
+        return frames, np.stack([frames.argmax(1), last], axis=1)
 
     def _pad(self, sequences: list[_Sequence], videos: list[Video]) -> dict[str, torch.Tensor]:
         """Right-padded batch; `completion_mask` marks the responses."""
@@ -154,12 +183,17 @@ class _Collator:
             num_frames = batch["frame_mask"].shape[1]
             stage = torch.zeros(num_rows, num_evidence, dtype=torch.long)
             frames = torch.zeros(num_rows, num_evidence, num_frames, dtype=torch.bool)
+            spans = torch.zeros(num_rows, num_evidence, 2, dtype=torch.long)
             for number, row in enumerate(sequences):
                 stage[number, : len(row.evidence_stage)] = torch.tensor(row.evidence_stage, dtype=torch.long)
                 if row.evidence_frames is not None:
                     height, width = row.evidence_frames.shape
                     frames[number, :height, :width] = torch.from_numpy(row.evidence_frames)
+                    units = np.rint(row.evidence_spans * SPAN_UNIT).astype(np.int64)
+                    spans[number, :height] = torch.from_numpy(units)
             batch["evidence_stage"], batch["evidence_frame_mask"] = stage, frames
+            if self.soft_targets:
+                batch["evidence_spans"] = spans
         if self.processor.qformer_tokenizer is not None:
             batch.update(self.processor.encode_questions([row.question for row in sequences]))
         return batch
@@ -187,7 +221,27 @@ class EvidenceCollator(_Collator):
         ]
         batch = self._pad(sequences, videos)
         batch["labels"] = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, -100)
+        if self.release_quirks:
+            self._pad_prefixes(batch, sequences)
         return batch
+
+    def _pad_prefixes(self, batch: dict[str, torch.Tensor], sequences: list[_Sequence]) -> None:
+        """
+        The released code pads the texts before the videos to one length and leaves the holes in, masked, between the
+        frames and the question, whose positions they shift.
+        """
+        longest = max(row.video_start for row in sequences)
+        holes = [longest - row.video_start if row.video_end else 0 for row in sequences]
+        length = max(len(row.input_ids) + hole for row, hole in zip(sequences, holes, strict=True))
+        fill = {"input_ids": self.processor.tokenizer.pad_token_id, "attention_mask": 0, "labels": -100}
+        for name, value in fill.items():
+            moved = torch.full((len(sequences), length), value)
+            for number, (row, hole) in enumerate(zip(sequences, holes, strict=True)):
+                before, end = row.video_end, len(row.input_ids)
+                moved[number, :before] = batch[name][number, :before]
+                moved[number, before + hole : end + hole] = batch[name][number, before:end]
+            batch[name] = moved
+        batch["position_ids"] = torch.arange(length).expand(len(sequences), -1).contiguous()
 
 
 class PreferenceCollator(_Collator):
@@ -212,6 +266,8 @@ class PreferenceCollator(_Collator):
             for side in ("chosen", "rejected")
             for row, number in zip(rows, numbers, strict=True)
         ]
+        if self.release_quirks:
+            sequences = self._trim_text_pairs(sequences)
         batch = self._pad(sequences, videos)
         for name in ("ref_chosen_logps", "ref_rejected_logps"):
             if name in rows[0]:
@@ -220,10 +276,34 @@ class PreferenceCollator(_Collator):
             batch["factor"] = [row["factor"] for row in rows]
         return batch
 
+    def _trim_text_pairs(self, sequences: list[_Sequence]) -> list[_Sequence]:
+        """
+        Of pairs without evidence the released code leaves out the end of the turn, and takes the first token of the
+        rejected response for that of the chosen one.
+        """
+        tokenizer = self.processor.tokenizer
+        ends = set(tokenizer.all_special_ids) - {
+            self.processor.evidence_token_id,
+            self.processor.evidence_end_token_id,
+        }
+        half = len(sequences) // 2
+        chosen_rows, rejected_rows = list(sequences[:half]), list(sequences[half:])
+        for number, (chosen, rejected) in enumerate(zip(sequences[:half], sequences[half:], strict=True)):
+            if STAGE_EVIDENCE in chosen.evidence_stage + rejected.evidence_stage:
+                continue
+            prompt = chosen.input_ids[: chosen.prompt_length]
+            first, second = (
+                row.input_ids[row.prompt_length : max(i for i, token in enumerate(row.input_ids) if token in ends)]
+                for row in (chosen, rejected)
+            )
+            chosen_rows[number] = chosen._replace(input_ids=prompt + first)
+            rejected_rows[number] = rejected._replace(input_ids=prompt + first[:1] + second[1:])
+        return chosen_rows + rejected_rows
+
 
 class PromptCollator(_Collator):
     """
-    Collates prompts for generation, left-padded.
+    Collates prompts for generation, left-padded; `<evi>` in a prompt refer to its `prompt_spans`.
 
     Returns the model's inputs under `inputs`, and per row `timestamps_s` and `duration_s`, which
     `processor.post_process_grounded` needs to answer in seconds.
@@ -238,11 +318,35 @@ class PromptCollator(_Collator):
             video_index=numbers,
             questions=[_question(messages) for _, messages in rendered],
         )
+        inputs.update(
+            self._prompt_evidence(rows, [videos[number] if number >= 0 else None for number in numbers], inputs)
+        )
         return {
             "inputs": inputs,
             "timestamps_s": [videos[number].timestamps_s if number >= 0 else [] for number in numbers],
             "duration_s": [videos[number].duration_s if number >= 0 else 0.0 for number in numbers],
         }
+
+    def _prompt_evidence(self, rows: list[dict], videos: list[Video | None], inputs: dict) -> dict[str, torch.Tensor]:
+        """What the `<evi>` tokens of the prompts capture; nothing where no prompt has one."""
+        num_tokens = (inputs["input_ids"] == self.processor.evidence_token_id).sum(-1).tolist()
+        for row, number in zip(rows, num_tokens, strict=True):
+            num_spans = len(row.get("prompt_spans") or [])
+            if number != num_spans:
+                raise RowError(
+                    f"row {row.get('id')!r}: {number} <evi> tokens but {num_spans} spans in prompt_spans. Give every "
+                    "<evi> its span, in order."
+                )
+        if not any(num_tokens):
+            return {}
+        stage = torch.zeros(len(rows), max(num_tokens), dtype=torch.long)
+        mask = torch.zeros(*stage.shape, inputs["frame_mask"].shape[1], dtype=torch.bool)
+        for number, (row, video) in enumerate(zip(rows, videos, strict=True)):
+            frames, _ = self._evidence(row, row.get("prompt_spans") or [], video)
+            if frames is not None:
+                stage[number, : len(frames)] = STAGE_PROMPT
+                mask[number, : len(frames), : frames.shape[1]] = torch.from_numpy(frames)
+        return {"evidence_stage": stage, "evidence_frame_mask": mask}
 
 
 def _question(messages: list[dict]) -> str:

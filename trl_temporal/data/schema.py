@@ -190,7 +190,7 @@ def _coerce_video(entry: Any) -> VideoEntry:
     return entry
 
 
-def span_fault(span: Any, duration_s: float | None = None) -> tuple[str, str] | None:
+def span_fault(span: Any, duration_s: float | None = None, moment: bool = False) -> tuple[str, str] | None:
     """
     Say what is wrong with one span.
 
@@ -199,6 +199,8 @@ def span_fault(span: Any, duration_s: float | None = None) -> tuple[str, str] | 
             `[start_s, end_s]`, in seconds.
         duration_s (`float`, *optional*):
             Length of the video, when it is known; a span may pass it by 0.05 s.
+        moment (`bool`, *optional*, defaults to `False`):
+            Allow zero length, for a question about a moment.
 
     Returns:
         `tuple[str, str]` or `None`: the fault and its mend, or `None` for a good span.
@@ -220,7 +222,7 @@ def span_fault(span: Any, duration_s: float | None = None) -> tuple[str, str] | 
         return f"has a negative edge ([{start_s}, {end_s}])", "Count seconds from the first frame of the video or crop"
     if start_s > end_s:
         return f"runs backwards, from {start_s} s to {end_s} s", "Swap its ends"
-    if start_s == end_s:
+    if start_s == end_s and not moment:
         return f"has zero length, at {start_s} s", "Give the event an end after its start, or remove it"
     if duration_s is not None and end_s > duration_s + DURATION_SLACK_S:
         fault = f"ends at {end_s} s, beyond the end of the video at {duration_s} s"
@@ -447,7 +449,7 @@ def _check_spans(column: str, spans: Any, duration_s: float | None) -> None:
     if not isinstance(spans, list):
         raise _fault(column, f"is {spans!r:.60}", "Write it as a list of [start_s, end_s]")
     for position, span in enumerate(spans):
-        if found := span_fault(span, duration_s):
+        if found := span_fault(span, duration_s, moment=column == "prompt_spans"):
             fault, mend = found
             raise _fault(column, f"span {position} {fault}", mend)
 
@@ -479,7 +481,9 @@ def _check_response(row: dict[str, Any], column: str, span_column: str, has_vide
 
 
 def _check_grammar(text: str, column: str, evidence_spans: tuple[str, int], response_spans: tuple[str, int]) -> None:
-    """The grammar of a response: K `<evi>`, `</evi>`, then text with an `<evi>` per span that it refers to."""
+    """The grammar of a response: K `<evi>`, `</evi>`, then text with an `<evi>` per span; or text and no spans."""
+    if EVI not in text and EVI_END not in text and evidence_spans[1] == response_spans[1] == 0:
+        return  # plain text, as in chats about other things
     if EVI_END not in text:
         mend = f"Write '{EVI} {EVI_END} The answer {EVI}.', or '{EVI_END} The answer.' where there is no evidence"
         raise _fault(column, f"has no {EVI_END} between the evidence and the answer", mend)

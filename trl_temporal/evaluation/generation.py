@@ -83,7 +83,13 @@ def generate_answers(
     """
     rows = list(rows)
     if read_video is None:
-        read_video = FrameCache(None, fps=processor.fps, size=processor.image_size, max_frames=processor.max_frames)
+        read_video = FrameCache(
+            None,
+            fps=processor.fps,
+            size=processor.image_size,
+            max_frames=processor.max_frames,
+            center_crop=processor.center_crop,
+        )
     collate = PromptCollator(processor, read_video)
     was_training = model.training
     model.eval()

@@ -44,6 +44,14 @@ class EvidenceConfigMixin:
             "choices": ["hard", "soft"],
         },
     )
+    soft_target_base: float = field(
+        default=2.0,
+        metadata={"help": "What soft targets are divided by with every frame of distance to the span."},
+    )
+    release_quirks: bool = field(
+        default=False,
+        metadata={"help": "Build batches as the released code does where that is a fault (see the docs on presets)."},
+    )
     on_bad_sample: str = field(
         default="raise",
         metadata={
@@ -85,6 +93,11 @@ class EvidenceConfigMixin:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        if self.soft_target_base <= 1:
+            raise ValueError(
+                f"`soft_target_base` must be above 1, or targets would not fall with distance; got "
+                f"{self.soft_target_base}."
+            )
         if self.fp16 and self.device.type == "cpu":
             raise ValueError(
                 "`fp16=True` needs a GPU, but there is none or `use_cpu=True`; on the CPU it would be ignored. Set "

@@ -17,7 +17,7 @@ from ..data.video_check import drop_rows, find_bad_videos
 from ..losses import consistency_l1, grounding_bce, soft_targets
 from ..models.d2vlm.modeling_d2vlm import STAGE_EVIDENCE, STAGE_RESPONSE, D2VLMForConditionalGeneration
 from .callbacks import InterruptCallback
-from .fused_forward import EvidenceFusedOutput
+from .fused_forward import EvidenceFusedOutput, frame_spans
 
 
 def frame_cache(args, processor) -> FrameCache:
@@ -30,6 +30,7 @@ def frame_cache(args, processor) -> FrameCache:
         fps=processor.fps,
         size=processor.image_size,
         max_frames=processor.max_frames,
+        center_crop=processor.center_crop,
         backend=args.video_backend,
     )
 
@@ -201,7 +202,10 @@ class EvidenceTrainerMixin:
             zero = output.log_probs.new_zeros(())
             return zero, zero
         stage, frames = inputs["evidence_stage"][:rows], inputs["evidence_frame_mask"][:rows]
-        targets = soft_targets(frames) if self.args.grounding_target == "soft" else frames
+        targets = frames
+        if self.args.grounding_target == "soft":
+            spans = frame_spans(inputs)[:rows].round()  # log p_g takes them as they are
+            targets = soft_targets(spans, frames.shape[-1], self.args.soft_target_base)
         grounding = grounding_bce(
             output.evidence_logits[:rows], targets, output.evidence_mask[:rows], output.frame_mask[:rows]
         )

@@ -21,6 +21,8 @@ EVIDENCE_SFT_PRESETS = {
         "consistency_ramp_start": 0.0,
         "consistency_ramp_end": 0.0,
         "grounding_target": "soft",
+        "soft_target_base": 2.0,
+        "release_quirks": True,
     },
 }
 
@@ -51,9 +53,15 @@ class EvidenceSFTConfig(EvidenceConfigMixin, SFTConfig):
             Share of training from which L_cons has its full weight; linear in between.
         grounding_target (`str`, *optional*, defaults to `"hard"`):
             `"hard"`: 1 for the frames of a span, 0 for the others. `"soft"`: `2 ** -distance` (released code).
+        soft_target_base (`float`, *optional*, defaults to `2.0`):
+            What soft targets are divided by with every frame of distance to the span.
 
         > Parameters that control the data
 
+        release_quirks (`bool`, *optional*, defaults to `False`):
+            Build batches as the released code does where that is a fault: texts before the video are padded
+            inside the row; spans outside the video are moved into it in silence. Part of the preset
+            `"d2vlm-release"`.
         max_length (`int`, *optional*):
             Longer sequences are an error that states the numbers; nothing is truncated.
         on_bad_sample (`str`, *optional*, defaults to `"raise"`):

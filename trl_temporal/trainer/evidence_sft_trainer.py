@@ -70,7 +70,13 @@ class EvidenceSFTTrainer(EvidenceTrainerMixin, SFTTrainer):
         processing_class = processing_class or load_processor(model, args)
         self.read_video = frame_cache(args, processing_class)
         if data_collator is None:
-            data_collator = EvidenceCollator(processing_class, self.read_video, args.max_length)
+            data_collator = EvidenceCollator(
+                processing_class,
+                self.read_video,
+                args.max_length,
+                soft_targets=args.grounding_target == "soft",
+                release_quirks=args.release_quirks,
+            )
         super().__init__(
             model=model, args=args, data_collator=data_collator, processing_class=processing_class, **kwargs
         )
@@ -79,7 +85,7 @@ class EvidenceSFTTrainer(EvidenceTrainerMixin, SFTTrainer):
         add_evidence_head(
             self._base_model(),
             grounding_coef=0.0,
-            soft=False,
+            soft_target_base=None,
             prefix_sharing=False,
             on_output=self._outputs.append,
         )

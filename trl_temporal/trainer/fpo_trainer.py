@@ -73,7 +73,13 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
         processing_class = processing_class or load_processor(model, args)
         self.read_video = frame_cache(args, processing_class)
         if data_collator is None:
-            data_collator = PreferenceCollator(processing_class, self.read_video, args.max_length)
+            data_collator = PreferenceCollator(
+                processing_class,
+                self.read_video,
+                args.max_length,
+                soft_targets=args.grounding_target == "soft",
+                release_quirks=args.release_quirks,
+            )
         self._outputs: list[EvidenceFusedOutput] = []
         self._has_evidence_head = False
         if args.reference_free:
@@ -99,10 +105,12 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
         if self.ref_model is not None:
             models.append(self.accelerator.unwrap_model(self.ref_model))
         for model in models:
+            if self.args.disable_dropout:
+                disable_attention_dropout(model)
             add_evidence_head(
                 model,
                 grounding_coef=self.args.grounding_coef,
-                soft=self.args.grounding_target == "soft",
+                soft_target_base=self.args.soft_target_base if self.args.grounding_target == "soft" else None,
                 prefix_sharing=self.args.prefix_sharing,
                 on_output=self._outputs.append,
             )
@@ -120,6 +128,8 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
                     self._precompute_model_hash,
                     self.args.grounding_coef,
                     self.args.grounding_target,
+                    self.args.soft_target_base,
+                    self.args.release_quirks,
                     self.processing_class.to_json_string(),
                     self.processing_class.chat_template,
                 )
@@ -199,6 +209,16 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
         for factor, margin in zip(factors, margins, strict=True):
             metrics[f"margins/{factor}"].append(margin)
             metrics[f"accuracies/{factor}"].append(float(margin > 0))
+
+
+def disable_attention_dropout(model: torch.nn.Module) -> None:
+    """
+    TRL's `disable_dropout` reaches dropout layers only. The attention layers of transformers keep their rate as a
+    number, and the Q-Former's is .1: the two responses of a pair would see differently noised frames.
+    """
+    for module in model.modules():
+        if "attention_dropout" in vars(module):
+            module.attention_dropout = 0.0
 
 
 def _copy_trainable_tokens(model: PeftModel) -> None:

@@ -20,6 +20,7 @@ import torch
 from transformers import PreTrainedModel
 from trl.trainer.utils import FusedCausalLMOutput
 
+from ..data.collator import SPAN_UNIT
 from ..losses import grounding_log_prob, soft_targets
 from ..models.d2vlm.modeling_d2vlm import STAGE_PROMPT, D2VLMModelOutput, _gather_positions, _positions_of
 
@@ -50,7 +51,7 @@ def add_evidence_head(
     model: PreTrainedModel,
     *,
     grounding_coef: float,
-    soft: bool,
+    soft_target_base: float | None,
     prefix_sharing: bool,
     on_output: Callable[[EvidenceFusedOutput], None],
 ) -> None:
@@ -62,8 +63,8 @@ def add_evidence_head(
             Model that TRL gave a fused LM head (not a `PeftModel`, but its base).
         grounding_coef (`float`):
             Factor on log p_g in `log_probs`.
-        soft (`bool`):
-            Soft targets in log p_g, as in the released code.
+        soft_target_base (`float`):
+            Base of the soft targets in log p_g, as in the released code; `None` for hard targets.
         prefix_sharing (`bool`):
             Whether the rows are pairs `[chosen; rejected]` that run with their prompt shared.
         on_output (`Callable`):
@@ -76,6 +77,7 @@ def add_evidence_head(
 
     @functools.wraps(type(model).forward)  # `generate` validates its inputs against the signature
     def forward(self, *args, fused_lm_head=False, labels=None, **inputs):
+        spans = inputs.pop("evidence_spans", None)  # of the losses, not of the model
         if not fused_lm_head:
             return fused_forward(*args, labels=labels, **inputs)
         use_cache = inputs.pop("use_cache", False)
@@ -85,10 +87,10 @@ def add_evidence_head(
         output.grounding_log_probs = output.log_probs.new_zeros(len(output.log_probs))
         evidence = backbone.output
         if evidence.evidence_logits is not None:
-            targets = inputs["evidence_frame_mask"]
-            log_probs = grounding_log_prob(
-                evidence.evidence_logits, soft_targets(targets) if soft else targets, evidence.frame_mask, soft
-            )
+            targets, soft = inputs["evidence_frame_mask"], soft_target_base is not None
+            if soft:
+                targets = soft_targets(frame_spans({"evidence_spans": spans}), targets.shape[-1], soft_target_base)
+            log_probs = grounding_log_prob(evidence.evidence_logits, targets, evidence.frame_mask, soft)
             log_probs = log_probs * evidence.evidence_mask
             positions = _positions_of(inputs["input_ids"] == self.config.evidence_token_id, log_probs.shape[1])
             # The entry of `log_probs` that predicts the token at position p is p - 1. Padding adds zero to entry 0.
@@ -104,6 +106,16 @@ def add_evidence_head(
         return output
 
     model.forward = types.MethodType(forward, model)
+
+
+def frame_spans(inputs: dict) -> torch.Tensor:
+    """The ends of the spans of a batch, `(rows, E, 2)`, in frames."""
+    if inputs.get("evidence_spans") is None:
+        raise ValueError(
+            "`grounding_target='soft'` needs `evidence_spans` in the batch: build the collator with "
+            "`soft_targets=True`."
+        )
+    return inputs["evidence_spans"].double() / SPAN_UNIT
 
 
 @dataclass

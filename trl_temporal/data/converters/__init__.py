@@ -2,5 +2,12 @@
 """One annotation format a file, each with a function that returns rows of the data contract."""
 
 from .clip_events import load_clip_events
+from .d2vlm import choose_rejected, load_d2vlm, preference_row_from_d2vlm, sft_row_from_d2vlm
 
-__all__ = ["load_clip_events"]
+__all__ = [
+    "choose_rejected",
+    "load_clip_events",
+    "load_d2vlm",
+    "preference_row_from_d2vlm",
+    "sft_row_from_d2vlm",
+]

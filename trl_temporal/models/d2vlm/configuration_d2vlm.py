@@ -5,6 +5,19 @@ from typing import Literal
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+PRESETS = {
+    # The paper leaves the attention between frames open, and says nothing about ties.
+    "paper": {"capture_layer": 6, "similarity_layer": -2, "video_attention": "causal", "interval_ties": "first"},
+    # What the released checkpoints were trained and evaluated with.
+    "d2vlm-release": {
+        "capture_layer": 6,
+        "similarity_layer": -2,
+        "video_attention": "bidirectional",
+        "salience_threshold": 0.6,
+        "interval_ties": "span",
+    },
+}
+
 
 class D2VLMConvStemConfig(PreTrainedConfig):
     r"""
@@ -64,6 +77,16 @@ class D2VLMConfig(PreTrainedConfig):
             `"causal"`, or `"bidirectional"` to let the frames of a video see each other (released checkpoints).
         salience_threshold (`float`, *optional*, defaults to `0.6`):
             A frame is salient if its similarity is at least this share of the largest one.
+        interval_ties (`str`, *optional*, defaults to `"first"`):
+            Of several salient runs with the same mean similarity, answer with the `"first"`, or with the `"span"` from
+            the first to the last of them, gaps included (released checkpoints).
+
+    Example:
+
+    ```python
+    >>> D2VLMConfig.from_preset("d2vlm-release").video_attention
+    'bidirectional'
+    ```
     """
 
     model_type = "d2vlm"
@@ -80,6 +103,7 @@ class D2VLMConfig(PreTrainedConfig):
     similarity_layer: int = -2
     video_attention: Literal["causal", "bidirectional"] = "causal"
     salience_threshold: float = 0.6
+    interval_ties: Literal["first", "span"] = "first"
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
@@ -100,6 +124,13 @@ class D2VLMConfig(PreTrainedConfig):
             )
         self.tie_word_embeddings = self.tie_word_embeddings or bool(self.text_config.tie_word_embeddings)
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_preset(cls, preset: str, **kwargs) -> "D2VLMConfig":
+        """The settings of `"paper"` or `"d2vlm-release"`; keyword arguments win."""
+        if preset not in PRESETS:
+            raise ValueError(f"There is no preset {preset!r}; the presets are {', '.join(PRESETS)}.")
+        return cls(**{**PRESETS[preset], **kwargs})
 
 
 def _as_config(value: dict | PreTrainedConfig | None, default: str) -> PreTrainedConfig:

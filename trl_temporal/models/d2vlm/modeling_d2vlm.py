@@ -91,16 +91,22 @@ class D2VLMGenerateOutput(GenerateDecoderOnlyOutput):
             The salient run of frames of each generated `<evi>`.
         evidence_mask (`torch.BoolTensor` of shape `(rows, E)`):
             Which `<evi>` exist.
+        token_salience (`torch.Tensor` of shape `(rows, S, T)`):
+            Similarity between the state that predicted each of the S generated tokens and every frame; -1 at padding.
+            Its rows at `<evi>` are `evidence_salience`.
     """
 
     evidence_salience: torch.Tensor | None = None
     evidence_frames: torch.Tensor | None = None
     evidence_mask: torch.Tensor | None = None
+    token_salience: torch.Tensor | None = None
 
 
-def salient_run(salience: torch.Tensor, threshold: float, frame_mask: torch.Tensor | None = None) -> torch.Tensor:
+def salient_run(
+    salience: torch.Tensor, threshold: float, frame_mask: torch.Tensor | None = None, ties: str = "first"
+) -> torch.Tensor:
     r"""
-    The contiguous run of salient frames with the largest mean similarity; of equal runs the first.
+    The contiguous run of salient frames with the largest mean similarity.
 
     Args:
         salience (`torch.Tensor` of shape `(..., T)`):
@@ -109,15 +115,28 @@ def salient_run(salience: torch.Tensor, threshold: float, frame_mask: torch.Tens
             Frames of at least `threshold * max` are salient.
         frame_mask (`torch.BoolTensor` of shape `(..., T)`, *optional*):
             Frames that are not padding.
+        ties (`str`, *optional*, defaults to `"first"`):
+            Of runs with the same mean take the `"first"`, or the `"span"` from the first to the last of them.
 
     Returns:
         `torch.BoolTensor` of shape `(..., T)`: the frames of the run.
+
+    Example:
+
+    ```python
+    >>> salient_run(torch.tensor([0.9, 0.1, 0.9, 0.9]), threshold=0.6).tolist()
+    [True, False, False, False]
+    >>> salient_run(torch.tensor([0.9, 0.1, 0.9, 0.9]), threshold=0.6, ties="span").tolist()
+    [True, True, True, True]
+    ```
     """
     if frame_mask is not None:
         salience = salience.masked_fill(~frame_mask, -1.0)
     salient = salience >= threshold * salience.amax(-1, keepdim=True)
     if frame_mask is not None:
         salient = salient & frame_mask
+    if ties == "span":
+        return _span_of_equal_runs(salience, salient)
     starts = salient & ~F.pad(salient, (1, 0))[..., :-1]
     run = starts.cumsum(-1) * salient  # 1, 2, ... inside the runs, 0 outside
     sums = torch.zeros_like(salience).to(torch.float64)
@@ -126,6 +145,24 @@ def salient_run(salience: torch.Tensor, threshold: float, frame_mask: torch.Tens
     means = (sums / counts.clamp(min=1)).masked_fill(counts == 0, -1.0)
     best = means[..., 1:].argmax(-1, keepdim=True) + 1
     return run == best
+
+
+def _span_of_equal_runs(salience: torch.Tensor, salient: torch.Tensor) -> torch.Tensor:
+    """
+    From the first to the last run whose mean is the largest one. Whether two means are equal hangs on how they are
+    rounded, so that each is computed as the released code does, alone and on the CPU: one row and run after the other.
+    """
+    num_frames = salience.shape[-1]
+    spans = torch.zeros_like(salient, device="cpu").view(-1, num_frames)
+    rows = zip(spans, salience.reshape(-1, num_frames).cpu(), salient.reshape(-1, num_frames).cpu(), strict=True)
+    for span, values, inside in rows:
+        bounds = F.pad(inside.int(), (1, 1)).diff()
+        runs = list(zip(bounds.eq(1).nonzero()[:, 0].tolist(), bounds.eq(-1).nonzero()[:, 0].tolist(), strict=True))
+        means = [values[start:end].float().mean().to(values.dtype).item() for start, end in runs]
+        best = [run for run, mean in zip(runs, means, strict=True) if mean == max(means)]
+        if best:  # none in a row of padding
+            span[best[0][0] : best[-1][1]] = True
+    return spans.view_as(salient).to(salient.device)
 
 
 def _masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -486,7 +523,8 @@ class D2VLMModel(D2VLMPreTrainedModel):
                 "with them; remove them from the batch (is the collator of another model in use?)."
             )
         is_frame = input_ids == self.config.video_token_id
-        inputs_embeds = self.get_input_embeddings()(input_ids)
+        # The placeholder of frames needs no row of its own in the embedding.
+        inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(is_frame, 0))
         decoding = frame_states is not None
 
         if position_ids is None and attention_mask is not None and not decoding:
@@ -651,10 +689,15 @@ class D2VLMModel(D2VLMPreTrainedModel):
 
     def _capture_salient(self, input_ids, frame_states, next_salience, frame_mask) -> torch.Tensor:
         """What an `<evi>` that was just generated captures: the mean over its salient run. Zero for other tokens."""
-        run = salient_run(next_salience, self.config.salience_threshold, frame_mask)
-        captured = _masked_mean(frame_states, run[:, None]).squeeze(1)
-        is_evidence = input_ids[:, -1:] == self.config.evidence_token_id
-        return (captured * is_evidence)[:, None].to(frame_states.dtype)
+        is_evidence = input_ids[:, -1] == self.config.evidence_token_id
+        run = torch.zeros_like(frame_mask)
+        run[is_evidence] = salient_run(
+            next_salience[is_evidence],
+            self.config.salience_threshold,
+            frame_mask[is_evidence],
+            self.config.interval_ties,
+        )
+        return _masked_mean(frame_states, run[:, None])
 
     def _evidence_predictors(self, input_ids, segment_ids, num_evidence: int) -> torch.Tensor:
         """Position whose logits predict each `<evi>`, `(rows, E)`: one before it, or the prompt's end if it opens."""
@@ -829,13 +872,17 @@ class D2VLMForConditionalGeneration(D2VLMPreTrainedModel, GenerationMixin):
         is_evidence = new_ids == self.config.evidence_token_id
         positions = _positions_of(is_evidence, int(is_evidence.sum(-1).max()))
         evidence_mask = (positions >= 0).unsqueeze(-1)
-        salience = _gather_positions(torch.stack(trace[: new_ids.shape[1]], dim=1), positions)
+        token_salience = torch.stack(trace[: new_ids.shape[1]], dim=1)
+        salience = _gather_positions(token_salience, positions)
         frame_mask = (salience >= 0) & evidence_mask
         return D2VLMGenerateOutput(
             **output,
             evidence_salience=salience * frame_mask,
-            evidence_frames=salient_run(salience, self.config.salience_threshold, frame_mask),
+            evidence_frames=salient_run(
+                salience, self.config.salience_threshold, frame_mask, self.config.interval_ties
+            ),
             evidence_mask=evidence_mask.squeeze(-1),
+            token_salience=token_salience,
         )
 
     def prepare_inputs_for_generation(

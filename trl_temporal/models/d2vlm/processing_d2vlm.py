@@ -2,7 +2,7 @@
 """Processor of D2VLM. This file travels to the Hub as remote code: torch and transformers only.
 
 Seconds outside, frames inside: spans come in and go out in seconds, and every sampled frame carries its timestamp. The
-rule that turns one into the other is [`spans_to_frame_mask`] and [`frame_run_to_span`].
+rule that turns one into the other is [`spans_to_positions`], [`spans_to_frame_mask`] and [`frame_run_to_span`].
 """
 
 import os
@@ -14,12 +14,45 @@ import torch.nn.functional as F
 from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 
 
+def spans_to_positions(spans: Sequence[Sequence[float]], timestamps_s: Sequence[float]) -> np.ndarray:
+    r"""
+    The ends of spans as frame indices with a fraction: frame `i` stands at `t_i`, and before the first and behind the
+    last frame the indices go on at the same pace. At one frame per second a second is its own index.
+
+    Args:
+        spans (`Sequence` of `[start_s, end_s]`):
+            Spans in seconds.
+        timestamps_s (`Sequence[float]` of length `T`):
+            Timestamps of the sampled frames in seconds.
+
+    Returns:
+        `np.ndarray` of shape `(len(spans), 2)`, neither rounded nor clipped.
+
+    Example:
+
+    ```python
+    >>> spans_to_positions([[1.0, 5.5]], timestamps_s=[0.0, 2.0, 4.0]).tolist()
+    [[0.5, 2.75]]
+    ```
+    """
+    spans = np.asarray(spans, dtype=np.float64).reshape(-1, 2)
+    timestamps_s = np.asarray(timestamps_s, dtype=np.float64)
+    last = len(timestamps_s) - 1
+    pace_s = (timestamps_s[-1] - timestamps_s[0]) / last if last else 1.0
+    inside = np.interp(spans, timestamps_s, np.arange(last + 1))
+    before = np.minimum(spans - timestamps_s[0], 0) / pace_s
+    behind = np.maximum(spans - timestamps_s[-1], 0) / pace_s
+    return inside + before + behind
+
+
 def spans_to_frame_mask(
-    spans: Sequence[Sequence[float]], timestamps_s: Sequence[float], duration_s: float
+    spans: Sequence[Sequence[float]],
+    timestamps_s: Sequence[float],
+    duration_s: float,
+    time_rule: str = "interval",
 ) -> np.ndarray:
     r"""
-    Frames of each span. Frame `i` covers `[t_i, t_{i+1})`, the last one up to the duration; it belongs to a span that
-    contains its midpoint. A span without such a frame takes the nearest one.
+    Frames of each span.
 
     Args:
         spans (`Sequence` of `[start_s, end_s]`):
@@ -28,6 +61,10 @@ def spans_to_frame_mask(
             Timestamps of the sampled frames in seconds.
         duration_s (`float`):
             Duration of the video in seconds.
+        time_rule (`str`, *optional*, defaults to `"interval"`):
+            `"interval"`: frame `i` covers `[t_i, t_{i+1})`, the last one up to the duration; it belongs to a span that
+            contains its midpoint, and a span without such a frame takes the nearest one. `"index"` (released code):
+            frame `i` stands at `t_i`; both ends are rounded to a frame of the video, put in order, and included.
 
     Returns:
         `np.ndarray` of shape `(len(spans), T)` and type bool.
@@ -41,6 +78,10 @@ def spans_to_frame_mask(
     """
     spans = np.asarray(spans, dtype=np.float64).reshape(-1, 2)
     timestamps_s = np.asarray(timestamps_s, dtype=np.float64)
+    if time_rule == "index":
+        ends = np.sort(np.clip(np.round(spans_to_positions(spans, timestamps_s)), 0, len(timestamps_s) - 1), axis=1)
+        frame = np.arange(len(timestamps_s))
+        return (frame >= ends[:, :1]) & (frame <= ends[:, 1:])
     midpoints = (timestamps_s + np.append(timestamps_s[1:], duration_s)) / 2
     mask = (midpoints >= spans[:, :1]) & (midpoints < spans[:, 1:])
     empty = ~mask.any(1)
@@ -49,9 +90,12 @@ def spans_to_frame_mask(
     return mask
 
 
-def frame_run_to_span(run: np.ndarray, timestamps_s: Sequence[float], duration_s: float) -> list[float]:
+def frame_run_to_span(
+    run: np.ndarray, timestamps_s: Sequence[float], duration_s: float, time_rule: str = "interval"
+) -> list[float]:
     r"""
-    The span in seconds of frames `a..b`: `[t_a, t_{b+1})`, clipped to the duration.
+    The span in seconds of frames `a..b`: `[t_a, t_{b+1})`, clipped to the duration, or `[t_a, t_b]` by the rule
+    `"index"`.
 
     Args:
         run (`np.ndarray` of shape `(T,)` and type bool):
@@ -60,11 +104,15 @@ def frame_run_to_span(run: np.ndarray, timestamps_s: Sequence[float], duration_s
             Timestamps of the sampled frames in seconds.
         duration_s (`float`):
             Duration of the video in seconds.
+        time_rule (`str`, *optional*, defaults to `"interval"`):
+            See [`spans_to_frame_mask`].
 
     Returns:
         `[start_s, end_s]`.
     """
     frames = np.flatnonzero(run)
+    if time_rule == "index":
+        return [float(timestamps_s[frames[0]]), float(timestamps_s[frames[-1]])]
     ends_s = [*timestamps_s[1:], duration_s]
     return [float(timestamps_s[frames[0]]), float(min(ends_s[frames[-1]], duration_s))]
 
@@ -80,6 +128,9 @@ class D2VLMProcessor(ProcessorMixin):
             Jinja template; a `{"type": "video"}` part becomes `<video>`.
         image_size (`int`, *optional*, defaults to `224`):
             Frames are resized to this height and width.
+        center_crop (`bool`, *optional*, defaults to `False`):
+            Keep the proportions of the picture and cut out the middle square (released checkpoints), instead of
+            resizing the whole picture to a square.
         image_mean (`list[float]`, *optional*):
             Mean of each channel, for values in `[0, 1]`. Defaults to CLIP's.
         image_std (`list[float]`, *optional*):
@@ -88,6 +139,9 @@ class D2VLMProcessor(ProcessorMixin):
             Frames that are sampled per second of video.
         max_frames (`int`, *optional*):
             Longer videos are sampled more thinly.
+        time_rule (`str`, *optional*, defaults to `"interval"`):
+            How seconds and frames are turned into each other, see [`spans_to_frame_mask`]: `"interval"`, or `"index"`
+            for checkpoints of the released code.
         has_qformer_text (`bool`, *optional*, defaults to `False`):
             Whether the Q-Former reads the question, with the tokenizer in the subfolder `qformer_tokenizer`.
     """
@@ -101,18 +155,24 @@ class D2VLMProcessor(ProcessorMixin):
         tokenizer,
         chat_template: str | None = None,
         image_size: int = 224,
+        center_crop: bool = False,
         image_mean: Sequence[float] = (0.48145466, 0.4578275, 0.40821073),
         image_std: Sequence[float] = (0.26862954, 0.26130258, 0.27577711),
         fps: float = 1.0,
         max_frames: int | None = None,
+        time_rule: str = "interval",
         has_qformer_text: bool = False,
     ):
+        if time_rule not in ("interval", "index"):
+            raise ValueError(f"`time_rule` must be 'interval' or 'index', got {time_rule!r}.")
         super().__init__(tokenizer, chat_template=chat_template)
         self.image_size = image_size
+        self.center_crop = center_crop
         self.image_mean = list(image_mean)
         self.image_std = list(image_std)
         self.fps = fps
         self.max_frames = max_frames
+        self.time_rule = time_rule
         self.has_qformer_text = has_qformer_text
         self.qformer_tokenizer = None
         ids = tokenizer.convert_tokens_to_ids([self.video_token, self.evidence_token, self.evidence_end_token])
@@ -206,10 +266,21 @@ class D2VLMProcessor(ProcessorMixin):
         for number, video in enumerate(frames):
             video = video.permute(0, 3, 1, 2).float()
             if video.shape[-2:] != shape[-2:]:
-                video = F.interpolate(video, shape[-2:], mode="bilinear", antialias=True).clamp(0, 255)
+                video = self._resize(video)
             pixel_values[number, : len(video)] = (video / 255 - mean) / std
             frame_mask[number, : len(video)] = True
         return {"pixel_values_videos": pixel_values, "frame_mask": frame_mask}
+
+    def _resize(self, video: torch.Tensor) -> torch.Tensor:
+        """Frames `(T, 3, height, width)` as squares."""
+        side, (height, width) = self.image_size, video.shape[-2:]
+        resized = (side, side)
+        if self.center_crop:
+            shorter = min(height, width)
+            resized = (max(side * height // shorter, side), max(side * width // shorter, side))
+        video = F.interpolate(video, resized, mode="bilinear", antialias=True).clamp(0, 255)
+        top, left = ((whole - side) // 2 for whole in resized)
+        return video[..., top : top + side, left : left + side]
 
     def post_process_grounded(
         self,
@@ -219,7 +290,7 @@ class D2VLMProcessor(ProcessorMixin):
         duration_s: Sequence[float],
     ) -> list[dict]:
         r"""
-        Reads generations as text and spans in seconds (DESIGN: a run of frames `a..b` is `[t_a, t_{b+1})`).
+        Reads generations as text and spans in seconds, by the processor's `time_rule`.
 
         Args:
             output ([`D2VLMGenerateOutput`]):
@@ -247,12 +318,16 @@ class D2VLMProcessor(ProcessorMixin):
             if num_evidence:
                 salience = output.evidence_salience[row, :num_evidence, :num_frames].float().cpu().numpy()
                 runs = output.evidence_frames[row, :num_evidence, :num_frames].cpu().numpy()
-                spans = [frame_run_to_span(run, timestamps_s[row], duration_s[row]) for run in runs]
-            end = ids.index(self.evidence_end_token_id) if self.evidence_end_token_id in ids else len(ids)
+                spans = [frame_run_to_span(run, timestamps_s[row], duration_s[row], self.time_rule) for run in runs]
+            if self.evidence_end_token_id in ids:
+                end = ids.index(self.evidence_end_token_id) + 1
+            else:  # cut off in the evidence stage, or all of it is an answer
+                words = self._decode([token for token in ids if token != self.evidence_token_id])
+                end = 0 if words else len(ids)
             num_first = ids[:end].count(self.evidence_token_id)
             answers.append(
                 {
-                    "text": self._decode(ids[end + 1 :]),
+                    "text": self._decode(ids[end:]),
                     "evidence": spans[:num_first],
                     "response": spans[num_first:],
                     "salience": salience,
@@ -310,4 +385,4 @@ class D2VLMProcessor(ProcessorMixin):
         return processor
 
 
-__all__ = ["D2VLMProcessor", "frame_run_to_span", "spans_to_frame_mask"]
+__all__ = ["D2VLMProcessor", "frame_run_to_span", "spans_to_frame_mask", "spans_to_positions"]

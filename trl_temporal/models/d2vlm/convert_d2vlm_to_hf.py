@@ -180,7 +180,7 @@ def convert_d2vlm_to_hf(
 def _processor_and_config(
     released: ReleasedFolder, qformer_tokenizer: str | None, report: ConversionReport
 ) -> tuple[D2VLMProcessor, D2VLMConfig, int]:
-    """Also the number of tokens for which the embedding must grow."""
+    """Also the number of tokens that were added."""
     settings = released_settings(released.config)
     shapes = {name: stored.shape for name, stored in released.tensors.items()}
     tokenizer, num_added = read_tokenizer(released.path, settings)
@@ -197,6 +197,8 @@ def _processor_and_config(
     config = convert_config(released.config, shapes, token_ids)
     config.text_config.vocab_size = num_rows
     config.released_config = released.config
+    if num_added:
+        report.notes.append(f"{num_added} tokens are new; their rows are the mean of the others.")
     if config.video_attention == "causal":
         report.notes.append(
             "The frames do not see each other (`bi_attention` is off in config.json). D2VLM was trained with it on: "
@@ -218,7 +220,7 @@ def _processor_and_config(
             f"{vocab} makes {len(processor.qformer_tokenizer)} word pieces with [DEC], and the Q-Former has rows for "
             f"{config.qformer_config.vocab_size}: name the vocabulary that it was trained with by --qformer-tokenizer."
         )
-    return processor, config, num_added if num_rows > settings["vocab_size"] else 0
+    return processor, config, num_added
 
 
 def _read_bias(query: StoredTensor, value: StoredTensor) -> torch.Tensor:
@@ -259,7 +261,7 @@ def _plan_tensors(
         else:
             report.used[name] = ours
             if num_new and ours in ("lm_head.weight", "model.language_model.embed_tokens.weight"):
-                lazy = _grow(stored, expected[ours][0], num_new)
+                lazy = _with_new_rows(stored, expected[ours][0], model.config.video_token_id - num_new, num_new)
         if lazy.shape != expected[ours]:
             raise ConversionError(
                 f"{stored.file} has {name!r} of shape {stored.shape}; {ours!r} is {lazy.shape} then, but expected is "
@@ -276,13 +278,16 @@ def _bias_half(released: ReleasedFolder, name: str) -> StoredTensor:
     return released.tensors[name]
 
 
-def _grow(stored: StoredTensor, num_rows: int, num_new: int) -> LazyTensor:
-    """More rows, of which the last `num_new`, those of new tokens, are the mean of all others."""
+def _with_new_rows(stored: StoredTensor, num_rows: int, first: int, num_new: int) -> LazyTensor:
+    """
+    The rows of new tokens, from `first` on, are the mean of those before. D2VLM's training does so only if the
+    vocabulary grows, and leaves whatever a spare row holds.
+    """
 
     def make() -> torch.Tensor:
         rows = stored.read()
         rows = torch.cat([rows, rows.new_zeros(num_rows - len(rows), rows.shape[1])])
-        rows[-num_new:] = rows[:-num_new].float().mean(0, keepdim=True).to(rows.dtype)
+        rows[first : first + num_new] = rows[:first].float().mean(0, keepdim=True).to(rows.dtype)
         return rows
 
     return LazyTensor((num_rows, *stored.shape[1:]), stored.dtype, make)

@@ -9,6 +9,7 @@ extras = {
     "torchcodec": ["torchcodec>=0.11.1,<0.14"],
     "deepspeed": ["deepspeed>=0.19.8"],
     "evaluate": ["evaluate>=0.4.6"],
+    "ray": ["ray>=2.60"],
 }
 extras["test"] = ["pytest>=9", "pytest-timeout>=2.4", "hypothesis>=6.170"] + extras["decord"]
 extras["dev"] = extras["test"] + ["ruff>=0.17.5,<0.18"]
@@ -35,6 +36,7 @@ setup(
         "peft>=0.21",
         "accelerate>=1.15",
         "datasets>=5.2",
+        "pyarrow",
         "av>=18",
         "numpy",
         "pillow",
@@ -43,7 +45,10 @@ setup(
         "safetensors",
         "tokenizers",
         "huggingface_hub",
+        "datatrove>=0.10.1,<1",
         "jinja2",
+        "pyyaml",
+        "requests>=2.32",
     ],
     extras_require=extras,
     classifiers=[

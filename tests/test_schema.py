@@ -8,15 +8,21 @@ from datasets import Dataset, Features, List, Video
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trl_temporal.data import rows
 from trl_temporal.data.grammar import format_dense, format_grounding, format_qa
 from trl_temporal.data.schema import (
+    EVALUATION_FEATURES,
     MESSAGES_FEATURE,
+    PREFERENCE_FEATURES,
     SFT_FEATURES,
     RowError,
     coerce_videos,
     filter_bad_rows,
+    find_faults,
+    kind_of,
     span_fault,
     strip_none_parts,
+    validate,
     validate_dataset,
     validate_row,
     without_video_decoding,
@@ -212,7 +218,9 @@ def test_row_is_named_by_what_is_known():
 
 
 def test_unknown_kind():
-    with pytest.raises(ValueError, match="kind is 'dpo'; it must be one of 'sft', 'preference', 'prompt'"):
+    with pytest.raises(
+        ValueError, match="kind is 'dpo'; it must be one of 'sft', 'preference', 'evaluation', 'prompt'"
+    ):
         validate_row(sft_row(), kind="dpo")
 
 
@@ -266,6 +274,14 @@ def test_validate_dataset_names_the_first_bad_row():
         validate_dataset(dataset_with_bad_rows([]).remove_columns("completion"), "sft")
 
 
+def test_a_dataset_with_none_of_the_columns_is_bad():
+    faults = find_faults(Dataset.from_dict({"question": ["When?", "Who?"]}), "sft")
+    assert [(fault.index, fault.column, fault.fault) for fault in faults] == [
+        (0, "prompt", "is missing"),
+        (1, "prompt", "is missing"),
+    ]
+
+
 def test_filter_bad_rows_counts_and_lists(tmp_path):
     manifest = tmp_path / "skipped" / "rows.jsonl"
     with pytest.warns(UserWarning, match=r"skipped 2 of 5 rows; .*rows.jsonl says which and why"):
@@ -309,6 +325,7 @@ def valid_rows(draw):
         "task": task,
         "videos": draw(st.sampled_from([["a.mp4"], [{"path": "a.mp4"}], [{"frames_dir": "a", "fps": 2.0}]])),
         "prompt": [user(draw(WORDS))],
+        "prompt_spans": None,
         "completion": assistant(response),
         "spans": spans,
         "answer": "",
@@ -336,3 +353,57 @@ def test_random_rows_with_one_mutated_span_fail(row, data):
     assert span_fault(bad) is not None
     with pytest.raises(RowError, match=f"'spans': span {position} "):
         validate_row(row, kind="sft")
+
+
+def test_repeated_ids():
+    drawn = [sft_row(id=id) for id in ("a", None, "b", "a", None, "a")]
+    for dataset in (drawn, Dataset.from_list(drawn)):
+        faults = find_faults(dataset, "sft")
+        assert [(fault.index, fault.id, fault.column) for fault in faults] == [(3, "a", "id"), (5, "a", "id")]
+        assert str(faults[1]) == (
+            "row 5 (id 'a'), column 'id': is also the id of row 0. Give every row an id of its own; choices are drawn "
+            "from it."
+        )
+        with pytest.raises(RowError, match=r"row 3 \(id 'a'\), column 'id': is also the id of row 0"):
+            validate(dataset, "sft")
+        validate_dataset(dataset, "sft")  # training asks for no ids
+    validate(Dataset.from_list(drawn).remove_columns("id"), "sft")
+
+
+def test_faults_come_in_order_and_up_to_a_limit():
+    dataset = dataset_with_bad_rows([1, 3, 4])
+    assert [fault.index for fault in find_faults(dataset, "sft")] == [1, 3, 4]
+    assert [fault.index for fault in find_faults(dataset, "sft", limit=2)] == [1, 3]
+    assert find_faults(dataset_with_bad_rows([]), "sft") == []
+    with pytest.raises(RowError, match=r"row 1 \(id 'clip-1'\), column 'spans': span 0 runs backwards"):
+        validate(dataset, "sft")
+
+
+def test_faults_behind_the_first_batch(monkeypatch):
+    monkeypatch.setattr("trl_temporal.data.schema.BATCH_SIZE", 2)
+    assert [fault.index for fault in find_faults(dataset_with_bad_rows([3, 4]), "sft")] == [3, 4]
+
+
+def test_kind_of():
+    assert kind_of(PREFERENCE_FEATURES) == "preference"
+    assert kind_of(EVALUATION_FEATURES) == "evaluation"
+    assert kind_of(SFT_FEATURES) == "sft"
+    assert kind_of(["prompt", "videos"]) == "prompt"
+
+
+def test_rows_have_every_column():
+    row = rows.sft_row(
+        id="a",
+        source="s",
+        task="qa",
+        video={"path": "a.mp4"},
+        question="What is in <evi>?",
+        response="</evi> A disc.",
+        spans=[],
+        all_spans=[[1, 2]],
+        duration=4.0,
+        prompt_spans=[(1, 2)],
+    )
+    assert list(row) == list(SFT_FEATURES)
+    assert row["prompt_spans"] == [[1, 2]]
+    validate(Dataset.from_list([row], features=SFT_FEATURES), "sft")

@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from tests.helpers import preference_row, sft_row
 from trl_temporal import EvidenceSFTConfig, EvidenceSFTTrainer, FPOConfig, FPOTrainer
+from trl_temporal.data.scan import scan_videos
 from trl_temporal.data.schema import RowError
 from trl_temporal.video import VideoError
 
@@ -216,3 +217,22 @@ def test_resuming_from_nothing_starts(make_trainer, paths):
     trainer = make_trainer("sft", Dataset.from_list(rows_of("sft", paths[:1])))
     trainer.train(resume_from_checkpoint="last")
     assert trainer.state.global_step == 1
+
+
+# --- A manifest of a scan instead of a look at every video ---
+
+
+@METHODS
+def test_a_manifest_says_which_videos_can_be_used(make_trainer, paths, method, tmp_path, monkeypatch):
+    missing = str(tmp_path / "gone.mp4")
+    rows = Dataset.from_list(rows_of(method, [paths[0], missing, paths[1]]))
+    manifest = tmp_path / "videos.jsonl"
+    scan_videos(rows, manifest, num_workers=1, progress=False)
+    monkeypatch.setattr("trl_temporal.trainer.evidence_mixin.find_bad_videos", None)  # no video is read ahead
+    with pytest.raises(RowError, match="row-1.*gone.mp4"):
+        make_trainer(method, rows, video_manifest=str(manifest))
+    with pytest.warns(UserWarning, match="skipped 1 of 3 rows"):
+        trainer = make_trainer(method, rows, video_manifest=str(manifest), on_bad_sample="skip")
+    assert trainer.train_dataset["id"] == ["row-0", "row-2"]
+    (listed,) = (json.loads(line) for line in open(f"{trainer.args.output_dir}/skipped_videos_train.jsonl"))
+    assert listed["id"] == "row-1" and "gone.mp4" in listed["reason"]

@@ -19,6 +19,7 @@ def sft_row(
     duration: float,
     answer: str = "",
     captions: Sequence[str] = (),
+    prompt_spans: Sequence[Sequence[float]] | None = None,
 ) -> dict:
     """
     A single-turn row about a video, with every column of [`~trl_temporal.data.schema.SFT_FEATURES`].
@@ -46,6 +47,8 @@ def sft_row(
             The answer in words, for `"qa"`.
         captions (`Sequence[str]`, *optional*):
             One caption per event, for `"dense"`.
+        prompt_spans (`Sequence` of `[start_s, end_s]`, *optional*):
+            Span of each `<evi>` in the question, in order.
 
     Returns:
         `dict`: the row.
@@ -57,6 +60,7 @@ def sft_row(
         "task": task,
         "videos": [{name: video.get(name) for name in VIDEO_FIELDS}],
         "prompt": [{"role": "user", "content": user}],
+        "prompt_spans": None if prompt_spans is None else [list(span) for span in prompt_spans],
         "completion": [{"role": "assistant", "content": [{"type": "text", "text": response}]}],
         "spans": [list(span) for span in spans],
         "answer": answer,

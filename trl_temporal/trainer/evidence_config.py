@@ -60,6 +60,12 @@ class EvidenceConfigMixin:
             "choices": ["raise", "skip"],
         },
     )
+    video_manifest: str | None = field(
+        default=None,
+        metadata={
+            "help": "Manifest of `trl-temporal data scan`: says which videos can be used, so none is read to see."
+        },
+    )
     cache_frames: bool = field(
         default=True,
         metadata={"help": "Keep decoded frames on disk, so that no video is decoded twice."},

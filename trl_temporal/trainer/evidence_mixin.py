@@ -12,6 +12,7 @@ from transformers.trainer_utils import get_last_checkpoint, has_length
 
 from ..data.frame_cache import FrameCache
 from ..data.sampler import VideoGroupSampler
+from ..data.scan import apply_manifest
 from ..data.schema import filter_bad_rows, validate_dataset, validate_row, without_video_decoding
 from ..data.video_check import drop_rows, find_bad_videos
 from ..losses import consistency_l1, grounding_bce, soft_targets
@@ -132,6 +133,8 @@ class EvidenceTrainerMixin:
 
     def _refuse_bad_rows(self, dataset, args, name: str):
         validate_dataset(dataset, self._row_kind)
+        if args.video_manifest is not None and "videos" in dataset.column_names:
+            return apply_manifest(dataset, args.video_manifest)
         if not args.cache_frames or "videos" not in dataset.column_names:
             return dataset  # to decode only to look would double the work: a bad video is met in training
         for index, error in find_bad_videos(dataset, self.read_video, self._progress(args, name)):
@@ -150,6 +153,10 @@ class EvidenceTrainerMixin:
         indices = [index for index in indices if index not in skipped]
         if "videos" not in dataset.column_names:
             return dataset
+        if args.video_manifest is not None:
+            if args.process_index == 0:
+                manifest = manifest.with_name(f"skipped_videos_{name}.jsonl")
+            return apply_manifest(dataset, args.video_manifest, "skip", manifest)
         bad = dict(find_bad_videos(dataset, self.read_video, self._progress(args, name)))
         return drop_rows(dataset, bad, manifest, indices)
 

@@ -70,6 +70,9 @@ class FPOConfig(EvidenceConfigMixin, DPOConfig):
         on_bad_sample (`str`, *optional*, defaults to `"raise"`):
             What to do with a row that is invalid or whose video cannot be read: `"raise"`, or `"skip"`, which counts,
             warns and lists it in `skipped_<split>.jsonl` in the output folder.
+        video_manifest (`str`, *optional*):
+            Manifest of `trl-temporal data scan`. It says which videos can be used; without it every video is read
+            before the first step to see.
         cache_frames (`bool`, *optional*, defaults to `True`):
             Keep decoded frames on disk, so that no video is decoded twice.
         frame_cache_dir (`str`, *optional*):

@@ -3,6 +3,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import datasets
 
 from ..grammar import EVI, EVI_END, format_dense, format_grounding, format_qa
 from ..rows import sft_row
-from ..schema import SFT_FEATURES, span_fault
+from ..schema import SFT_FEATURES, RowError, span_fault
+from .annotation_files import Record, read_text
+from .records import ConversionReport, OnBadRecord, rows_of_records
 
 TASKS = ("grounding", "dense", "qa")
 
@@ -74,6 +77,55 @@ def load_clip_events(
     if not rows:
         raise ValueError(f"{path}: no rows for the tasks {', '.join(tasks)}. Check that the file has events and qa.")
     return datasets.Dataset.from_list(rows, features=SFT_FEATURES)
+
+
+def read_clip_events(
+    src: str | os.PathLike,
+    *,
+    video_root: str | os.PathLike | None = None,
+    seed: int = 0,
+    on_bad_record: OnBadRecord = "raise",
+    report: ConversionReport | None = None,
+) -> Iterator[dict[str, Any]]:
+    """
+    Read the rows of [`load_clip_events`] one by one, as the other converters do.
+
+    Args:
+        src (`str` or `os.PathLike`):
+            JSON-lines file, see [`load_clip_events`].
+        video_root (`str` or `os.PathLike`, *optional*):
+            Folder that the paths of the videos are relative to. By default the parent of the file's folder. Rows of
+            missing videos are counted and left out.
+        seed (`int`, *optional*, defaults to `0`):
+            Not used: the questions have one wording.
+        on_bad_record (`str`, *optional*, defaults to `"raise"`):
+            `"raise"`, or `"skip"` to count and list bad lines.
+        report (`ConversionReport`, *optional*):
+            Counts what is done.
+
+    Returns:
+        `Iterator[dict]`: rows of the data contract.
+
+    Raises:
+        [`RecordError`]: a line is bad and `on_bad_record` is `"raise"`.
+    """
+    src = Path(src)
+
+    def make_rows(record: Record, changes: Counter) -> Iterator[dict[str, Any]]:
+        try:
+            clip = _read_clip(record.data, "clip")
+            yield from _clip_rows(clip, clip["video"], source=src.stem)
+        except ValueError as error:
+            raise RowError(str(error)) from None
+        except (TypeError, AttributeError) as error:
+            mend = "Give video, duration, events and qa the types of the format"
+            raise RowError(f"clip: cannot be read ({error}). {mend}.") from None
+        changes["segments"] += len(clip["events"])
+
+    lines = enumerate(read_text(src).splitlines())
+    records = (Record(f"line {index + 1}", index, line) for index, line in lines if line.strip())
+    root = src.resolve().parent.parent if video_root is None else video_root
+    yield from rows_of_records(src, records, make_rows, video_root=root, on_bad_record=on_bad_record, report=report)
 
 
 def _read_clip(line: str, where: str) -> dict[str, Any]:

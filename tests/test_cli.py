@@ -2,12 +2,14 @@
 """The command line: what it prints, its exit codes, and that it starts fast."""
 
 import importlib.metadata
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from datasets import load_from_disk
 from safetensors.torch import load_file
 
 from tests.test_convert_d2vlm import released_tensors, weights_of, write_layout
@@ -117,3 +119,79 @@ def test_entry_point():
         pytest.skip("installed before the command existed: pip install -e .")
     (script,) = scripts
     assert script.load() is main
+
+
+# --- Data ---
+
+
+def write_spans(path: Path) -> Path:
+    path.write_text("video,start,end,caption\na.mp4,1,2.5,A disc blinks\na.mp4,4,6,A cross shakes\n", encoding="utf-8")
+    return path
+
+
+def test_an_annotation_file_becomes_a_data_set_that_is_checked(tmp_path, capsys):
+    source, folder = write_spans(tmp_path / "spans.csv"), tmp_path / "data"
+    assert main(["data", "convert", "spans_file", str(source), str(folder), "--split", "test"]) == 0
+    assert load_from_disk(folder)["test"].num_rows == 3  # one of all events, one of each
+    assert main(["data", "validate", str(folder)]) == 0
+    assert "test" in capsys.readouterr().out
+
+    rows = load_from_disk(folder)["test"].to_list()
+    rows[1]["spans"] = [[6.0, 4.0]]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["data", "validate", str(tmp_path / "rows.jsonl")]) == 1
+    assert "runs backwards" in " ".join(capsys.readouterr().out.split())
+
+    assert main(["data", "convert", "spans", str(source), str(tmp_path / "other")]) == 1
+    assert "formats are" in capsys.readouterr().err and not (tmp_path / "other").exists()
+
+
+def test_videos_are_scanned(event_world, tmp_path, capsys):
+    video, manifest = event_world["train"][0]["videos"][0]["path"], tmp_path / "videos.jsonl"
+    assert main(["data", "scan", video, str(manifest), "--num-workers", "1"]) == 0
+    assert json.loads(manifest.read_text())["decodes_to_end"]
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    assert (
+        main(["data", "scan", str(broken), str(tmp_path / "broken.jsonl"), "--header-only", "--num-workers", "1"]) == 1
+    )
+    assert "unreadable" in capsys.readouterr().out
+
+
+# --- Synthesis ---
+
+
+def test_pairs_are_made_from_a_data_set(tmp_path, capsys):
+    source, folder = write_spans(tmp_path / "spans.csv"), tmp_path / "data"
+    assert main(["data", "convert", "spans_file", str(source), str(folder)]) == 0
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("seed: 3\nweights: {shift: 1, delete: 1}\n")
+    command = ["synthesize", str(folder), str(tmp_path / "pairs"), "--num-workers", "1"]
+    assert main([*command, "--config", str(settings)]) == 0
+    assert "pairs from 3 rows" in capsys.readouterr().out
+    pairs = load_from_disk(tmp_path / "pairs")["train"]
+    assert len(pairs) and set(pairs["factor"]) <= {"shift", "delete"}
+    assert main(["data", "validate", str(tmp_path / "pairs")]) == 0
+
+    settings.write_text("speed: 3\n")
+    assert main([*command[:2], str(tmp_path / "other"), "--config", str(settings)]) == 1
+    assert "unknown 'speed'" in capsys.readouterr().err
+
+
+def test_a_models_own_wrong_answers(tiny_dir, event_world, tmp_path, capsys):
+    """A random model is always wrong."""
+    event_world["train"].select(range(4)).save_to_disk(tmp_path / "data")
+    command = ["synthesize", str(tmp_path / "data"), str(tmp_path / "pairs"), "--on-policy", str(tiny_dir)]
+    assert main([*command, "--max-new-tokens", "8"]) == 0
+    assert "rows: 4" in capsys.readouterr().out
+    assert main([*command, "--config", "settings.yaml"]) == 1
+    assert main([*command, "--split", "test"]) == 1
+    assert "has no split 'test'; it has train" in capsys.readouterr().err
+
+
+def test_a_data_set_becomes_a_page(tmp_path, capsys):
+    source, folder, page = write_spans(tmp_path / "spans.csv"), tmp_path / "data", tmp_path / "page.html"
+    assert main(["data", "convert", "spans_file", str(source), str(folder)]) == 0
+    assert main(["data", "view", str(folder), "--output", str(page), "--no-browser"]) == 0
+    assert str(page) in capsys.readouterr().out and "A disc blinks" in page.read_text(encoding="utf-8")
+    assert main(["data", "view", str(tmp_path / "nothing"), "--no-browser"]) == 1

@@ -2,6 +2,7 @@
 """`trl-temporal <verb>`. A verb is a function that adds its parser and one that runs it, with its imports."""
 
 import argparse
+import json
 import re
 import sys
 from collections import Counter
@@ -26,12 +27,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     verbs = parser.add_subparsers(title="verbs", metavar="<verb>", required=True)
     _add_convert_parser(verbs)
+    _add_data_parser(verbs)
+    _add_synthesize_parser(verbs)
     args = parser.parse_args(argv)
     try:
         return args.run(args)
     except KeyboardInterrupt:
         print("trl-temporal: interrupted", file=sys.stderr)
         return 130
+    except (ValueError, OSError) as error:  # bad input: our errors say what to do, and a traceback would hide it
+        print(f"trl-temporal: {error}", file=sys.stderr)
+        return 1
 
 
 def _add_convert_parser(verbs) -> None:
@@ -67,23 +73,19 @@ def _convert_d2vlm(args: argparse.Namespace) -> int:
 
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     shared = {"dtype": dtypes.get(args.dtype), "push_to_hub": args.push_to_hub}
-    try:
-        if args.reverse:
-            if args.merge_adapter or args.base or args.qformer_tokenizer:
-                raise ConversionError("--reverse takes none of --merge-adapter, --base and --qformer-tokenizer.")
-            report = convert_hf_to_d2vlm(args.source, args.destination, **shared)
-        else:
-            report = convert_d2vlm_to_hf(
-                args.source,
-                args.destination,
-                merge_adapter=args.merge_adapter,
-                base=args.base,
-                qformer_tokenizer=args.qformer_tokenizer,
-                **shared,
-            )
-    except (ConversionError, OSError) as error:
-        print(f"trl-temporal: {error}", file=sys.stderr)
-        return 1
+    if args.reverse:
+        if args.merge_adapter or args.base or args.qformer_tokenizer:
+            raise ConversionError("--reverse takes none of --merge-adapter, --base and --qformer-tokenizer.")
+        report = convert_hf_to_d2vlm(args.source, args.destination, **shared)
+    else:
+        report = convert_d2vlm_to_hf(
+            args.source,
+            args.destination,
+            merge_adapter=args.merge_adapter,
+            base=args.base,
+            qformer_tokenizer=args.qformer_tokenizer,
+            **shared,
+        )
     _print_conversion(report)
     return 0
 
@@ -127,6 +129,194 @@ def _shorten(names: tuple[str, str]) -> tuple[str, str]:
 def _count_alike(pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
     """How often each pair occurs, whatever the numbers of the layers."""
     return Counter(tuple(re.sub(r"\.\d+(?=\.)", ".N", text) for text in pair) for pair in pairs)
+
+
+def _add_data_parser(verbs) -> None:
+    parser = verbs.add_parser("data", help="annotation files to data sets; check, scan and look at data sets")
+    actions = parser.add_subparsers(title="actions", metavar="<action>", required=True)
+
+    convert = actions.add_parser("convert", help="an annotation file to a data set on disk")
+    convert.add_argument("name", metavar="NAME", help="format, e.g. charades_sta; an unknown one lists them all")
+    convert.add_argument("source", metavar="SRC", help="annotation file")
+    convert.add_argument("destination", metavar="DST", help="folder to write")
+    convert.add_argument(
+        "--video-root", metavar="DIR", help="folder with the videos: rows without theirs are left out"
+    )
+    convert.add_argument("--seed", type=int, default=0, help="decides the wording of the questions (default: 0)")
+    convert.add_argument("--on-bad-record", choices=("raise", "skip"), default="raise", help="default: raise")
+    convert.add_argument("--split", default="train", help="name of the split (default: train)")
+    convert.add_argument("--subset", help="of files that hold several, e.g. validation of youcook2")
+    convert.add_argument("--durations", metavar="FILE", help="CSV of video and seconds, where SRC does not say them")
+    convert.set_defaults(run=_data_convert)
+
+    validate = actions.add_parser("validate", help="check every row; exit code 1 if one is at fault")
+    validate.add_argument(
+        "path", metavar="PATH", help="data set on disk or on the Hub, or a JSON, JSONL or Parquet file"
+    )
+    validate.add_argument("--limit", type=int, default=20, help="faults to print (default: 20)")
+    validate.set_defaults(run=_data_validate)
+
+    scan = actions.add_parser("scan", help="read every video; the manifest tells training which can be used")
+    scan.add_argument("path", metavar="PATH", help="data set, video, or folder of videos")
+    scan.add_argument("manifest", metavar="MANIFEST", help="file to write: .jsonl or .parquet")
+    scan.add_argument("--header-only", action="store_true", help="decode the first frame alone (quick, but trusting)")
+    _add_executor_arguments(scan)
+    scan.set_defaults(run=_data_scan)
+
+    view = actions.add_parser("view", help="a data set as one HTML page to look through")
+    view.add_argument("path", metavar="PATH", help="data set on disk, or a JSONL or Parquet file")
+    view.add_argument("--output", metavar="FILE", help="page to write (default: NAME.view.html in this folder)")
+    view.add_argument("--max-rows", type=int, default=2000, help="rows in the page (default: 2000)")
+    view.add_argument("--no-browser", action="store_true", help="write the page, do not open it")
+    view.set_defaults(run=_data_view)
+
+
+def _add_executor_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--num-workers", type=int, default=2, help="processes (default: 2)")
+    parser.add_argument(
+        "--executor", choices=("local", "slurm", "ray"), default="local", help="where they run (default: local)"
+    )
+    parser.add_argument(
+        "--executor-args",
+        type=json.loads,
+        metavar="JSON",
+        help="""more of datatrove's executor, e.g. '{"partition": "cpu", "time": "2:00:00"}' for Slurm""",
+    )
+
+
+def _data_convert(args: argparse.Namespace) -> int:
+    from .data.convert import convert
+
+    convert(
+        args.name,
+        args.source,
+        args.destination,
+        video_root=args.video_root,
+        seed=args.seed,
+        on_bad_record=args.on_bad_record,
+        split=args.split,
+        subset=args.subset,
+        durations=args.durations,
+    )
+    return 0
+
+
+def _data_validate(args: argparse.Namespace) -> int:
+    from .data.validation import validate_path
+
+    return validate_path(args.path, limit=args.limit)
+
+
+def _data_scan(args: argparse.Namespace) -> int:
+    from .data.scan import scan_path
+
+    return scan_path(
+        args.path,
+        args.manifest,
+        num_workers=args.num_workers,
+        decode="header" if args.header_only else "full",
+        executor=args.executor,
+        executor_args=args.executor_args,
+    )
+
+
+def _data_view(args: argparse.Namespace) -> int:
+    from .report.data_view import view
+
+    page = view(args.path, args.output, max_rows=args.max_rows, open_browser=not args.no_browser)
+    print(f"Wrote {page}")
+    return 0
+
+
+def _add_synthesize_parser(verbs) -> None:
+    parser = verbs.add_parser("synthesize", help="preference pairs from a data set")
+    parser.add_argument(
+        "source", metavar="SRC", help="data set on disk or on the Hub, or a JSON, JSONL or Parquet file"
+    )
+    parser.add_argument("destination", metavar="DST", help="folder to write")
+    perturb = parser.add_argument_group("perturbations of the right response")
+    perturb.add_argument("--config", metavar="FILE", help="settings, e.g. recipes/synthesis/default.yaml")
+    perturb.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    perturb.add_argument("--push-to-hub", metavar="REPO", help="upload DST to this data set repository")
+    _add_executor_arguments(perturb)
+    on_policy = parser.add_argument_group("a model's own wrong answers instead; called again, it goes on")
+    on_policy.add_argument("--on-policy", metavar="MODEL", help="folder or Hub repository of a D2VLM")
+    on_policy.add_argument("--split", default="train", help="split of SRC (default: train)")
+    on_policy.add_argument("--max-f1", type=float, default=0.5, help="grounding F1 below which an answer is wrong")
+    on_policy.add_argument("--max-caption-score", type=float, default=0.5, help="the same for its words")
+    on_policy.add_argument("--batch-size", type=int, default=32, help="rows that are answered together (default: 32)")
+    on_policy.add_argument("--max-new-tokens", type=int, default=256, help="length of an answer (default: 256)")
+    parser.set_defaults(run=_synthesize)
+
+
+def _synthesize(args: argparse.Namespace) -> int:
+    if args.on_policy is not None:
+        return _synthesize_on_policy(args)
+    from .synthesis import SynthesisConfig, push_to_hub, report_table, synthesize_path
+
+    report = synthesize_path(
+        args.source,
+        args.destination,
+        None if args.config is None else SynthesisConfig.from_yaml(args.config),
+        num_workers=args.num_workers,
+        resume=args.resume,
+        executor=args.executor,
+        executor_args=args.executor_args,
+    )
+    if report is None:
+        print("Submitted. Run the same command with --resume when the jobs are done.")
+        return 0
+    _print_table(report_table(report))
+    print(f"Wrote {args.destination}")
+    if args.push_to_hub is not None:
+        print(f"Uploaded to {push_to_hub(args.destination, args.push_to_hub)}")
+    return 0
+
+
+def _synthesize_on_policy(args: argparse.Namespace) -> int:
+    from functools import partial
+
+    from accelerate import PartialState
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from .data.validation import load_rows
+    from .evaluation.generation import generate_answers
+    from .synthesis.on_policy import collect_on_policy
+
+    if args.config is not None:
+        raise ValueError("--config is for perturbations; --on-policy takes --max-f1 and --max-caption-score.")
+    splits = load_rows(args.source)
+    if args.split not in splits:
+        raise ValueError(
+            f"{args.source} has no split {args.split!r}; it has {', '.join(splits)}. Name one by --split."
+        )
+    model = AutoModelForImageTextToText.from_pretrained(args.on_policy, trust_remote_code=True, dtype="auto")
+    processor = AutoProcessor.from_pretrained(args.on_policy, trust_remote_code=True)
+    generate = partial(
+        generate_answers,
+        model.to(PartialState().device),
+        processor,
+        batch_size=args.batch_size,
+        max_new_tokens=args.max_new_tokens,
+        progress=False,
+    )
+    _, counts = collect_on_policy(
+        splits[args.split],
+        generate,
+        args.destination,
+        max_f1=args.max_f1,
+        max_caption_score=args.max_caption_score,
+        model_name=args.on_policy,
+    )
+    print(", ".join(f"{name}: {count}" for name, count in counts.items()))
+    print(f"Wrote {args.destination}")
+    return 0
+
+
+def _print_table(table) -> None:
+    from rich.console import Console
+
+    Console().print(table)
 
 
 if __name__ == "__main__":

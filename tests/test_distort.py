@@ -224,6 +224,11 @@ class Endpoint:
             pass  # the client did not wait
 
 
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # by default a sixth connection at once may be reset
+
+
 @contextmanager
 def endpoint(behave, delay_s=0.0):
     state = Endpoint(behave, delay_s)
@@ -237,8 +242,7 @@ def endpoint(behave, delay_s=0.0):
         def log_message(self, *args):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     state.url = f"http://127.0.0.1:{server.server_port}/v1"
@@ -286,18 +290,19 @@ def test_endpoint_that_fails_at_times_is_asked_again(tmp_path):
     with endpoint(behave) as server:
         distort = client(server, tmp_path, num_retries=20)
         assert distort(TEXTS, [{}] * 40, rngs(40)) == FALSE_TEXTS
-        assert len(server.requests) == 40 + distort.report["retries"] and distort.report["retries"] >= 20
+        # On a busy machine a connection may break before the server sees the request: that is a retry too.
+        assert 20 <= len(server.requests) - 40 <= distort.report["retries"]
 
 
 def test_slow_answers_are_asked_for_again(tmp_path):
     def behave(number, body):
-        time.sleep(0.6 if number == 0 else 0)
+        time.sleep(3.0 if number == 0 else 0)
         return falsify(number, body)
 
     with endpoint(behave) as server:
-        distort = client(server, tmp_path, timeout_s=0.2)
+        distort = client(server, tmp_path, timeout_s=1.0)
         assert distort(TEXTS[:3], [{}] * 3, rngs(3)) == FALSE_TEXTS[:3]
-        assert len(server.requests) == 4
+        assert len(server.requests) >= 4 and distort.report["retries"] >= 1
 
 
 def test_nothing_is_asked_twice(tmp_path):

@@ -65,16 +65,14 @@ class GoldenFolder:
             self._weights[kind] = {**base, **{name: tensor.float() for name, tensor in tensors.items()}}
         return self._weights[kind]
 
-    def model(self, kind: str, **changes) -> D2VLMForConditionalGeneration:
-        """Our model with the released weights; `changes` are set on its configuration."""
+    def model(self, kind: str) -> D2VLMForConditionalGeneration:
+        """Our model with the released weights."""
         weights = self.weights(kind)
         config = convert_config(
             self.settings,
             {name: tuple(tensor.shape) for name, tensor in weights.items()},
             {"<video>": self.processor.video_token_id},
         )
-        for name, value in changes.items():
-            setattr(config, name, value)
         model = D2VLMForConditionalGeneration(config).eval()
         missing, unexpected = model.load_state_dict(convert_state_dict(weights), strict=False)
         unused = {f"model.vision_tower.post_layernorm.{name}" for name in ("weight", "bias")}

@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
 """One row of a data set, written once."""
 
+import hashlib
 from collections.abc import Sequence
 
 VIDEO_FIELDS = ("path", "start_s", "end_s", "frames_dir", "fps")
@@ -68,3 +69,24 @@ def sft_row(
         "all_spans": [list(span) for span in all_spans],
         "duration": duration,
     }
+
+
+def assistant_message(text: str) -> list[dict]:
+    """A response as messages."""
+    return [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
+
+
+def row_seed(seed: int, row_id: str) -> list[int]:
+    """
+    What seeds every choice that is made for a row: the same in any shard and order.
+
+    Args:
+        seed (`int`):
+            Of the whole run.
+        row_id (`str`):
+            Name of the row.
+
+    Returns:
+        `list[int]`: for `np.random.default_rng`.
+    """
+    return [seed, int.from_bytes(hashlib.sha256(row_id.encode()).digest()[:8], "little")]

@@ -25,7 +25,7 @@ from ..video import VideoError, load_frames_dir, probe_video
 from ..video_backends import _last_duration_s, decode, header_duration_s, nothing_decodable, open_video
 from .row_checks import RowError, coerce_videos
 from .schema import without_video_decoding
-from .shards import NUM_SHARDS, Executor, run_shards, shard_range
+from .shards import NUM_SHARDS, Executor, run_shards, shard_range, write_whole
 from .validation import load_rows
 from .video_check import SPAN_COLUMNS
 
@@ -117,7 +117,7 @@ def scan_videos(
     # Shards of other videos are not those of this scan.
     work_dir = Path(f"{manifest_path}.scan", hashlib.sha256(inputs.encode()).hexdigest()[:16])
     work_dir.mkdir(parents=True, exist_ok=True)
-    _write_whole(work_dir / "inputs.json", inputs)
+    write_whole(work_dir / "inputs.json", inputs)
 
     num_shards = min(NUM_SHARDS, len(paths))
     sizes = [len(shard_range(len(paths), rank, num_shards)) for rank in range(num_shards)]
@@ -177,19 +177,12 @@ class _ScanStep(PipelineStep):
         inputs = json.loads((work_dir / "inputs.json").read_text())
         shard = shard_range(len(inputs["paths"]), rank, world_size)
         records = (probe(inputs["paths"][index], inputs["decode"]) for index in shard)
-        _write_whole(_shard_path(work_dir, rank), "".join(json.dumps(record) + "\n" for record in records))
+        write_whole(_shard_path(work_dir, rank), "".join(json.dumps(record) + "\n" for record in records))
         return data
 
 
 def _shard_path(work_dir: Path, rank: int) -> Path:
     return work_dir / f"shard-{rank:05d}.jsonl"
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """A file that is there has all of the text, whenever the process is killed."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -309,7 +302,7 @@ def _write_manifest(records: Sequence[dict[str, Any]], path: Path) -> None:
         pq.write_table(pa.Table.from_pylist(list(records), schema=MANIFEST_SCHEMA), partial)
         os.replace(partial, path)
     else:
-        _write_whole(path, "".join(json.dumps(record) + "\n" for record in records))
+        write_whole(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def read_manifest(path: str | os.PathLike) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
 """Offline work in shards: datatrove runs them, here or on a cluster, and remembers which are done."""
 
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -124,3 +125,10 @@ def _watch(runner: PipelineExecutor, sizes: Sequence[int], bar: tqdm, finished: 
         last_look = finished.wait(0.5)
         done = sum(sizes) - sum(sizes[rank] for rank in runner.get_incomplete_ranks())
         bar.update(done - bar.n)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that has all of the text if it is there, whenever the process is killed."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

@@ -1,7 +1,6 @@
 # Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
 """Multiple-choice questions whose wrong options are the rejected responses of a sample (D2VLM, supplement C.2)."""
 
-import hashlib
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +11,7 @@ import numpy as np
 
 from ..data.converters.templates import instruction, lettered
 from ..data.grammar import EVI, format_qa, normalize, split_response
-from ..data.rows import sft_row
+from ..data.rows import row_seed, sft_row
 from ..data.schema import EVALUATION_FEATURES, strip_none_parts
 
 Row = dict[str, Any]
@@ -118,8 +117,7 @@ def make_multiple_choice(pairs: Iterable[Row], *, num_options: int = 4, seed: in
 def _choice_rows(samples: dict[str, list[Row]], num_options: int, seed: int) -> Iterator[Row]:
     for source_id, pairs in samples.items():
         row_id = f"{source_id}-choice"
-        digest = hashlib.sha256(row_id.encode()).digest()
-        rng = np.random.default_rng([seed, int.from_bytes(digest[:8], "little")])
+        rng = np.random.default_rng(row_seed(seed, row_id))
         right, wrong = _options(pairs, rng)
         if not normalize(right) or len(wrong) < num_options - 1:
             continue

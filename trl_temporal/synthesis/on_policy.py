@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ..data.grammar import EVI, EVI_END, normalize, parse_answer, split_response
+from ..data.rows import assistant_message
 from ..data.schema import PREFERENCE_FEATURES, RowError, span_fault, validate_row, without_video_decoding
+from ..data.shards import write_whole
 from ..evaluation.metrics.dense_caption import match_captions, word_f1
 from ..evaluation.metrics.grounding import interval_f1, truth_spans
 from .preference import GENERATOR_VERSION, response_text
@@ -122,7 +124,7 @@ def collect_on_policy(
             if summary is None:
                 summary = {"key": key, **_write_shard(path, rows, generate, max_f1, max_caption_score, model_name)}
                 # After the shard: where it is, the shard is whole.
-                _write(path.with_suffix(".json"), json.dumps(summary))
+                write_whole(path.with_suffix(".json"), json.dumps(summary))
             counts.update(summary["counts"])
             skipped += summary["skipped"]
             paths.append(path)
@@ -135,8 +137,8 @@ def collect_on_policy(
         raise ValueError(f"{min(beyond)} is of other rows than the data set has now; use a new folder")
 
     report = {name: counts[name] for name in ("rows", "kept", "right", "skipped")} | dict(sorted(counts.items()))
-    _write(output_dir / "report.json", json.dumps(report, indent=2))
-    _write(output_dir / "skipped.jsonl", "".join(json.dumps(entry) + "\n" for entry in skipped))
+    write_whole(output_dir / "report.json", json.dumps(report, indent=2))
+    write_whole(output_dir / "skipped.jsonl", "".join(json.dumps(entry) + "\n" for entry in skipped))
     if not files:
         return datasets.Dataset.from_dict({name: [] for name in PREFERENCE_FEATURES}, PREFERENCE_FEATURES), report
     return datasets.Dataset.from_parquet(files, cache_dir=str(output_dir / ".cache")), report
@@ -198,12 +200,6 @@ def _write_shard(
     return {"counts": counts, "skipped": skipped}
 
 
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def _repair(given: Answer, row: Row) -> _Answer:
     """The answer with one span of the row's video for every `<evi>` of its text; what cannot be mended is an error."""
     text, response = given.text.strip(), [list(map(float, span)) for span in given.response]
@@ -250,10 +246,6 @@ def _is_wrong(row: Row, answer: _Answer, scores: dict, max_f1: float, max_captio
     return False
 
 
-def _message(text: str) -> list[dict]:
-    return [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
-
-
 def _pair(row: Row, answer: _Answer, scores: dict[str, float], model_name: str) -> Row:
     text = " ".join([EVI] * len(answer.response) + [EVI_END, answer.text])
     factor_args = {**scores, "model": model_name, "repairs": answer.repairs}
@@ -261,8 +253,8 @@ def _pair(row: Row, answer: _Answer, scores: dict[str, float], model_name: str) 
         **{name: row.get(name) for name in PREFERENCE_FEATURES},
         "id": f"{row['id']}-on_policy",
         "source_id": row["id"],
-        "chosen": _message(response_text(row)),
-        "rejected": _message(text),
+        "chosen": assistant_message(response_text(row)),
+        "rejected": assistant_message(text),
         "chosen_spans": [list(span) for span in row["spans"]],
         "rejected_spans": answer.response,
         "factor": "on_policy",

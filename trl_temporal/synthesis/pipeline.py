@@ -23,7 +23,7 @@ import pyarrow as pa
 from datatrove.pipeline.base import PipelineStep
 
 from ..data.schema import PREFERENCE_FEATURES, RowError
-from ..data.shards import NUM_SHARDS, Executor, run_shards, shard_range
+from ..data.shards import NUM_SHARDS, Executor, run_shards, shard_range, write_whole
 from ..data.validation import load_rows
 from .card import write_card
 from .config import SynthesisConfig
@@ -251,9 +251,7 @@ def _open_rows(src: Any, work: Path) -> Rows:
 
 def _write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 # The steps

@@ -1,7 +1,6 @@
 # Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
 """Preference rows: the row's own response is chosen, the same response with one factor made wrong is rejected."""
 
-import hashlib
 import json
 import warnings
 from collections import Counter
@@ -14,6 +13,7 @@ import numpy as np
 
 from ..data.event_world import distort_event_world_caption
 from ..data.grammar import EVI, EVI_END, format_dense, format_grounding, format_qa
+from ..data.rows import assistant_message, row_seed
 from ..data.schema import MESSAGES_FEATURE, SPANS_FEATURE
 from .factors import FACTOR_FUNCTIONS, FACTORS, Change, InfeasibleFactor, is_false_version, why_not
 from .shares import from_mask, normalized_weights, shares_of_one_row, to_mask
@@ -131,10 +131,6 @@ def _apply(factor: str, events: Events, rng: np.random.Generator, hard: bool) ->
     return FACTOR_FUNCTIONS[factor](events.spans, texts, rng, events.duration_s, **options)
 
 
-def _row_seed(seed: int, row_id: str) -> list[int]:
-    return [seed, int.from_bytes(hashlib.sha256(row_id.encode()).digest()[:8], "little")]
-
-
 @dataclass
 class _Job:
     """A pair that is still to be made."""
@@ -200,13 +196,13 @@ def make_pairs(
         if mask not in shares:
             continue
         all_events[i] = read_events(row)
-        row_seed = _row_seed(seed, row["id"])
-        rng = np.random.default_rng(row_seed)
+        seeds = row_seed(seed, row["id"])
+        rng = np.random.default_rng(seeds)
         point = rng.random()
         untried = [factor for factor in from_mask(mask) if asked[FACTORS.index(factor)] > 0]
         for number in range(num_pairs_per_row):
             # Evenly spaced points: each factor is met as often as its share says, and no factor twice that need not.
-            job = _Job(i, number, row_seed, (point + number / num_pairs_per_row) % 1, list(untried))
+            job = _Job(i, number, seeds, (point + number / num_pairs_per_row) % 1, list(untried))
             _choose(job, shares[mask])
             job.change = _apply(job.factor, all_events[i], rng if number == 0 else job.rng(), hard)
             jobs.append(job)
@@ -375,17 +371,13 @@ def make_preference_row(
     (pair,) = pairs
     return {
         **row,
-        "chosen": _message(response_text(row)),
-        "rejected": _message(pair.response),
+        "chosen": assistant_message(response_text(row)),
+        "rejected": assistant_message(pair.response),
         "chosen_spans": [list(span) for span in row["spans"]],
         "rejected_spans": pair.spans,
         "factor": pair.factor,
         "factor_args": json.dumps(pair.factor_args, ensure_ascii=False),
     }
-
-
-def _message(text: str) -> list[dict]:
-    return [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
 
 
 def _preference_or_empty(row: Row, seed: int, factors: Sequence[str], distort: Callable) -> Row:

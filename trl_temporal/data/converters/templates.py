@@ -1,10 +1,11 @@
 # Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
 """Questions for annotations that come without one: several wordings per task, chosen by the seed and the row's id."""
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
+
+from ..rows import row_seed
 
 # `{event}`, `{label}` and `{question}` stand for the annotation's own words.
 TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -92,8 +93,7 @@ def instruction(kind: str, row_id: str, seed: int, **words: str) -> str:
     ```
     """
     wordings = TEMPLATES[kind]
-    digest = hashlib.sha256(row_id.encode()).digest()
-    rng = np.random.default_rng([seed, int.from_bytes(digest[:8], "little")])
+    rng = np.random.default_rng(row_seed(seed, row_id))
     return wordings[rng.integers(len(wordings))].format(**words)
 
 

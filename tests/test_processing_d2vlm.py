@@ -2,7 +2,6 @@
 """The time rule, and the processor: seconds outside, frames inside."""
 
 from functools import lru_cache
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 from trl_temporal import D2VLMProcessor
 from trl_temporal.models.d2vlm import frame_run_to_span, spans_to_frame_mask
+from trl_temporal.models.d2vlm.modeling_d2vlm import D2VLMGenerateOutput
 from trl_temporal.models.d2vlm.processing_d2vlm import spans_to_positions
 from trl_temporal.models.tiny import train_tokenizer
 
@@ -215,10 +215,12 @@ def test_generations_are_read_as_text_and_seconds(processor, monkeypatch):
     runs = torch.zeros(5, 3, 5, dtype=torch.bool)
     runs[0, 0, :2] = runs[0, 1, 2:] = runs[0, 2, 1] = True
     runs[2, 0, 3] = runs[4, 0, 3] = True
-    output = SimpleNamespace(
+    output = D2VLMGenerateOutput(
         sequences=torch.cat([torch.ones(5, 2, dtype=torch.long), new_ids], dim=1),
         evidence_salience=runs.float(),
         evidence_frames=runs,
+        evidence_logits=runs * 2.0,
+        evidence_cosines=runs * 0.5,
     )
     inputs = {"input_ids": torch.ones(5, 2)}
     timestamps_s = [np.arange(5.0), np.arange(5.0), np.arange(4.0), [], np.arange(4.0)]
@@ -227,6 +229,7 @@ def test_generations_are_read_as_text_and_seconds(processor, monkeypatch):
     assert answers[0]["evidence"] == [[0.0, 2.0], [2.0, 5.5]]
     assert answers[0]["response"] == [[1.0, 2.0]]
     assert answers[0]["salience"].shape == (3, 5)
+    assert answers[0]["logits"].max() == 2 and answers[0]["cosines"].max() == 0.5
     assert answers[1]["evidence"] == answers[1]["response"] == []
     assert answers[2]["evidence"] == [[3.0, 4.0]]  # cut off before `</evi>`: evidence, and no answer
     assert answers[3]["evidence"] == []  # no video, nothing to refer to

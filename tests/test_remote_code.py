@@ -51,7 +51,7 @@ for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText)
         sequence_bias=[[[processor.evidence_token_id], 8.0], [[processor.evidence_end_token_id], 6.0]],
     )
     answer = processor.post_process_grounded(output, inputs, [times], [len(video) / 2])[0]
-    answer["salience"] = answer["salience"].tolist()
+    answer.update((name, answer[name].tolist()) for name in ("salience", "logits", "cosines"))
     answers[auto_class.__name__] = {
         "module": type(model).__module__.split(".")[0],
         "class": type(model).__name__,
@@ -127,7 +127,8 @@ def check(found, trainer, frames_file):
         assert model["ids"] == ids
         for name in ("text", "evidence", "response"):
             assert model["answer"][name] == answer[name]
-        np.testing.assert_allclose(model["answer"]["salience"], answer["salience"], rtol=1e-4, atol=1e-5)
+        for name in ("salience", "logits", "cosines"):
+            np.testing.assert_allclose(model["answer"][name], answer[name], rtol=1e-4, atol=1e-5)
 
 
 def test_a_trained_model_answers_the_same_without_the_package(saved, tmp_path):

@@ -1,8 +1,10 @@
 # Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
 """Grounded answers of a model, batched."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +33,10 @@ class GroundedAnswer:
             Timestamps of the frames in seconds.
         duration_s (`float`):
             Duration of the video in seconds.
+        logits (`np.ndarray` of shape `(E, T)`, *optional*):
+            Scaled dot products whose sigmoid is `salience`.
+        cosines (`np.ndarray` of shape `(E, T)`, *optional*):
+            Cosines of the same vectors.
     """
 
     text: str
@@ -39,6 +45,8 @@ class GroundedAnswer:
     salience: np.ndarray
     timestamps_s: np.ndarray
     duration_s: float
+    logits: np.ndarray | None = None
+    cosines: np.ndarray | None = None
 
     def __str__(self) -> str:
         """The text with every `<evi>` written in seconds."""
@@ -46,6 +54,30 @@ class GroundedAnswer:
         for span in self.response:
             text = text.replace("<evi>", f"[{span}]", 1)
         return text
+
+
+def read_ahead(collate: Callable[[list[dict]], Any], rows: list[dict], batch_size: int) -> Iterator[Any]:
+    """
+    Batches, each of which is decoded while the model works on the one before.
+
+    Args:
+        collate (`Callable`):
+            Makes a batch of rows.
+        rows (`list[dict]`):
+            All rows.
+        batch_size (`int`):
+            Rows per batch.
+
+    Yields:
+        What `collate` returns, batch after batch.
+    """
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        upcoming = pool.submit(collate, batches[0]) if batches else None
+        for following in [*batches[1:], None][: len(batches)]:
+            batch = upcoming.result()
+            upcoming = None if following is None else pool.submit(collate, following)
+            yield batch
 
 
 @torch.no_grad()
@@ -95,8 +127,12 @@ def generate_answers(
     model.eval()
     answers = []
     try:
-        for start in tqdm(range(0, len(rows), batch_size), desc="Generating", disable=not progress):
-            batch = collate(rows[start : start + batch_size])
+        for batch in tqdm(
+            read_ahead(collate, rows, batch_size),
+            total=-(-len(rows) // batch_size),
+            desc="Generating",
+            disable=not progress,
+        ):
             inputs = batch["inputs"].to(model.device)
             output = model.generate(
                 **inputs, max_new_tokens=max_new_tokens, do_sample=False, return_dict_in_generate=True
@@ -115,6 +151,8 @@ def generate_answers(
                         salience=answer["salience"],
                         timestamps_s=np.asarray(timestamps_s),
                         duration_s=duration_s,
+                        logits=answer["logits"],
+                        cosines=answer["cosines"],
                     )
                 )
     finally:

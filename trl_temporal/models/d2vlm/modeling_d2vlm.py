@@ -49,6 +49,8 @@ class D2VLMModelOutput(ModelOutput):
         next_salience (`torch.Tensor` of shape `(rows, T)`, *optional*):
             Similarity in `[0, 1]` between the last state and every frame; the salience of an `<evi>` if that is what
             comes next. Only with `use_cache=True`.
+        next_query (`torch.Tensor` of shape `(rows, H)`, *optional*):
+            Projected last state, from which `next_salience` comes.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -60,6 +62,7 @@ class D2VLMModelOutput(ModelOutput):
     frame_states: torch.Tensor | None = None
     frame_features: torch.Tensor | None = None
     next_salience: torch.Tensor | None = None
+    next_query: torch.Tensor | None = None
 
 
 @dataclass
@@ -94,12 +97,18 @@ class D2VLMGenerateOutput(GenerateDecoderOnlyOutput):
         token_salience (`torch.Tensor` of shape `(rows, S, T)`):
             Similarity between the state that predicted each of the S generated tokens and every frame; -1 at padding.
             Its rows at `<evi>` are `evidence_salience`.
+        evidence_logits (`torch.Tensor` of shape `(rows, E, T)`):
+            Scaled dot products whose sigmoid is `evidence_salience`; zero at padding.
+        evidence_cosines (`torch.Tensor` of shape `(rows, E, T)`):
+            Cosines of the same two vectors; zero at padding.
     """
 
     evidence_salience: torch.Tensor | None = None
     evidence_frames: torch.Tensor | None = None
     evidence_mask: torch.Tensor | None = None
     token_salience: torch.Tensor | None = None
+    evidence_logits: torch.Tensor | None = None
+    evidence_cosines: torch.Tensor | None = None
 
 
 def salient_run(
@@ -599,6 +608,7 @@ class D2VLMModel(D2VLMPreTrainedModel):
             output.evidence_mask = evidence_stage >= STAGE_EVIDENCE
         if use_cache:
             query = self.evi_head(similarity_states[:, -1:])
+            output.next_query = query.squeeze(1)
             output.next_salience = self._similarity(query, output.frame_features).sigmoid().squeeze(1)
         return output
 
@@ -862,8 +872,9 @@ class D2VLMForConditionalGeneration(D2VLMPreTrainedModel, GenerationMixin):
                 "Gradient checkpointing switches the cache off in training mode, and generation needs it: call "
                 "`model.eval()` first."
             )
-        # One entry per generated token: the similarity of the state that predicted it to every frame, -1 at padding.
-        trace: list[torch.Tensor] = []
+        # Per generated token: similarity of the state that predicted it to every frame (-1 at padding), its query, and
+        # the features of the frames, which stay the same.
+        trace: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         output = super().generate(inputs, generation_config=generation_config, evidence_trace=trace, **kwargs)
         if not isinstance(output, GenerateDecoderOnlyOutput) or not trace:
             return output
@@ -872,9 +883,12 @@ class D2VLMForConditionalGeneration(D2VLMPreTrainedModel, GenerationMixin):
         is_evidence = new_ids == self.config.evidence_token_id
         positions = _positions_of(is_evidence, int(is_evidence.sum(-1).max()))
         evidence_mask = (positions >= 0).unsqueeze(-1)
-        token_salience = torch.stack(trace[: new_ids.shape[1]], dim=1)
+        saliences, queries, frame_features = zip(*trace[: new_ids.shape[1]], strict=True)
+        token_salience = torch.stack(saliences, dim=1)
         salience = _gather_positions(token_salience, positions)
         frame_mask = (salience >= 0) & evidence_mask
+        queries = _gather_positions(torch.stack(queries, dim=1), positions)
+        cosines = F.normalize(queries, dim=-1) @ F.normalize(frame_features[0], dim=-1).mT
         return D2VLMGenerateOutput(
             **output,
             evidence_salience=salience * frame_mask,
@@ -883,6 +897,8 @@ class D2VLMForConditionalGeneration(D2VLMPreTrainedModel, GenerationMixin):
             ),
             evidence_mask=evidence_mask.squeeze(-1),
             token_salience=token_salience,
+            evidence_logits=self.model._similarity(queries, frame_features[0]) * frame_mask,
+            evidence_cosines=cosines * frame_mask,
         )
 
     def prepare_inputs_for_generation(
@@ -919,7 +935,8 @@ class D2VLMForConditionalGeneration(D2VLMPreTrainedModel, GenerationMixin):
             for name in ("frame_states", "frame_features", "frame_mask", "next_salience"):
                 model_kwargs[name] = outputs[name]
             if model_kwargs.get("evidence_trace") is not None:
-                model_kwargs["evidence_trace"].append(outputs.next_salience.masked_fill(~outputs.frame_mask, -1.0))
+                salience = outputs.next_salience.masked_fill(~outputs.frame_mask, -1.0)
+                model_kwargs["evidence_trace"].append((salience, outputs.next_query, outputs.frame_features))
         return model_kwargs
 
     def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):

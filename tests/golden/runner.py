@@ -9,7 +9,6 @@ Every case goes the way of a user: rows through the collators, the trainers' own
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
@@ -25,60 +24,11 @@ from trl_temporal.models.d2vlm.modeling_d2vlm import STAGE_EVIDENCE, STAGE_PROMP
 from trl_temporal.trainer.fused_forward import frame_spans
 
 from .builder_case import check_builder
+from .case import EXACT, Case, Check
 from .folder import RELEASED_VIDEO_ID, GoldenFolder, answer_messages, pad_videos, pairs, prompt_messages, sample_row
 
-EXACT = 0.0
 RELEASED_ALPHA = 2.0
 LOSS, SIMILARITY, STATE, LOG_PROB, LOGIT, GRADIENT = 2e-5, 1e-5, 1e-5, 1e-5, 1e-4, 1e-4
-
-
-@dataclass
-class Check:
-    """One line of the table: the largest difference of a quantity of a case."""
-
-    case: str
-    quantity: str
-    difference: float
-    tolerance: float
-
-    @property
-    def passed(self) -> bool:
-        return self.difference <= self.tolerance  # false for nan
-
-
-class Case:
-    """Collects the checks of one case; several differences of one quantity make one line."""
-
-    def __init__(self, name: str):
-        self.name = name
-        self.lines: dict[str, Check] = {}
-
-    def add(self, quantity: str, difference: float, tolerance: float) -> None:
-        line = self.lines.setdefault(quantity, Check(self.name, quantity, 0.0, tolerance))
-        if not difference <= line.difference:  # nan stays
-            line.difference = float(difference)
-
-    def close(self, quantity: str, ours: torch.Tensor, golden: torch.Tensor, tolerance: float) -> None:
-        """Largest absolute difference."""
-        if ours.shape != golden.shape:
-            self.add(quantity, float("inf"), tolerance)
-        elif golden.numel():
-            self.add(quantity, (ours.double() - golden.double()).abs().max().item(), tolerance)
-        else:
-            self.add(quantity, 0.0, tolerance)
-
-    def relative(self, quantity: str, ours: torch.Tensor, golden: torch.Tensor, tolerance: float) -> None:
-        """Largest difference as a share of the largest golden value."""
-        scale = max(golden.abs().max().item(), 1e-8)
-        self.close(quantity, ours.double() / scale, golden.double() / scale, tolerance)
-
-    def same(self, quantity: str, ours, golden) -> None:
-        """Number of entries that differ."""
-        ours, golden = torch.as_tensor(ours), torch.as_tensor(golden)
-        if ours.shape != golden.shape:
-            self.add(quantity, float("inf"), EXACT)
-        else:
-            self.add(quantity, (ours != golden).sum().item(), EXACT)
 
 
 def run_folder(path: str | Path) -> Iterator[Check]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 _MODULE_OF = {
+    "BenchmarkEvaluator": "evaluation.benchmark_evaluator",
     "D2VLMConfig": "models.d2vlm",
     "D2VLMForConditionalGeneration": "models.d2vlm",
     "D2VLMProcessor": "models.d2vlm",
@@ -33,10 +34,13 @@ _MODULE_OF = {
     "GroundedEvaluationCallback": "evaluation.callback",
     "GroundedEvaluator": "evaluation.evaluator",
     "Span": "spans",
+    "evaluate_model": "evaluation.runner",
     "generate_answers": "evaluation.generation",
+    "score_predictions": "evaluation.runner",
 }
 
 __all__ = [
+    "BenchmarkEvaluator",
     "D2VLMConfig",
     "D2VLMForConditionalGeneration",
     "D2VLMProcessor",
@@ -48,7 +52,9 @@ __all__ = [
     "GroundedEvaluationCallback",
     "GroundedEvaluator",
     "Span",
+    "evaluate_model",
     "generate_answers",
+    "score_predictions",
 ]
 
 

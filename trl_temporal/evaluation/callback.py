@@ -6,7 +6,9 @@ from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from .benchmark_evaluator import BenchmarkEvaluator
 from .evaluator import EvaluationResult, GroundedEvaluator
+from .results import EvaluationRun
 
 
 class GroundedEvaluationCallback(TrainerCallback):
@@ -21,7 +23,7 @@ class GroundedEvaluationCallback(TrainerCallback):
     Args:
         trainer ([`~transformers.Trainer`]):
             Trainer that the callback is added to; its `log` receives the metrics.
-        evaluator ([`GroundedEvaluator`]):
+        evaluator ([`GroundedEvaluator`] or [`BenchmarkEvaluator`]):
             Evaluator on the validation slice.
         every_n_steps (`int`, *optional*):
             Steps between two evaluations. By default it runs whenever the trainer evaluates.
@@ -34,7 +36,12 @@ class GroundedEvaluationCallback(TrainerCallback):
     ```
     """
 
-    def __init__(self, trainer: Trainer, evaluator: GroundedEvaluator, every_n_steps: int | None = None):
+    def __init__(
+        self,
+        trainer: Trainer,
+        evaluator: GroundedEvaluator | BenchmarkEvaluator,
+        every_n_steps: int | None = None,
+    ):
         if trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled():
             # One process cannot run a model whose weights are spread over all of them: it would wait forever.
             raise ValueError(
@@ -44,7 +51,7 @@ class GroundedEvaluationCallback(TrainerCallback):
         self.trainer = trainer
         self.evaluator = evaluator
         self.every_n_steps = every_n_steps
-        self.last_result: EvaluationResult | None = None
+        self.last_result: EvaluationResult | EvaluationRun | None = None
         self._last_step = -1
 
     def on_evaluate(

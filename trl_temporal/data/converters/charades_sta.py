@@ -68,7 +68,7 @@ def read_charades_sta(
     >>> rows = list(read_charades_sta("charades_sta_test.txt", video_root="Charades_v1"))  # doctest: +SKIP
     ```
     """
-    records = list(_json_records(src) if Path(src).suffix == ".json" else _text_records(src))
+    records = list(_json_records(src) if Path(src).suffix == ".json" else text_records(src))
     known_s = read_durations(durations)
     if durations is not None:
         known_s = {f"{video}{suffix}": seconds for video, seconds in known_s.items() for suffix in ("", ".mp4")}
@@ -112,7 +112,8 @@ def _json_records(path: str | os.PathLike) -> Iterator[Record]:
         yield Record(f"record {index}", index, annotation)
 
 
-def _text_records(path: str | os.PathLike) -> Iterator[Record]:
+def text_records(path: str | os.PathLike) -> Iterator[Record]:
+    """Lines of the original file as records `{image_id, timestamp, caption}`."""
     for index, line in enumerate(read_text(path).splitlines()):
         if line.strip():
             yield Record(f"line {index + 1}", index, _read_line(line))

@@ -1,0 +1,168 @@
+# Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
+"""Answers of a model to rows, whatever kind of model it is."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
+
+from ..data.frame_cache import FrameCache
+from ..video import VideoError
+from .generation import generate_answers
+from .run_folder import SavedAnswer
+from .text_generation import generate_texts
+
+TEXT_FPS, TEXT_MAX_FRAMES = 1.0, 128  # of models whose processor says nothing about sampling
+
+OnBadSample = Literal["raise", "skip"]
+
+
+def has_evidence(config: PretrainedConfig) -> bool:
+    """Whether a model points to its evidence by tokens, and does not write times as text."""
+    return config.model_type == "d2vlm"
+
+
+@dataclass
+class Answering:
+    """
+    Answers rows with a model, whatever its kind.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            A D2VLM, or a model that writes times as text.
+        processor ([`~transformers.ProcessorMixin`]):
+            Its processor.
+        fps, max_frames, size, batch_size, max_new_tokens, on_bad_sample, frame_cache_dir:
+            As in [`evaluate_model`].
+    """
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    fps: float | None = None
+    max_frames: int | None = None
+    size: int | None = None
+    batch_size: int = 16
+    max_new_tokens: int = 256
+    on_bad_sample: OnBadSample = "raise"
+    frame_cache_dir: str | os.PathLike | None = None
+
+    def __post_init__(self) -> None:
+        if self.on_bad_sample not in ("raise", "skip"):
+            raise ValueError(f"on_bad_sample is {self.on_bad_sample!r}; it must be 'raise' or 'skip'")
+        self.has_evidence = has_evidence(self.model.config)
+        if self.has_evidence:
+            if self.size is not None:
+                raise ValueError("the size of a D2VLM's frames is that of its vision tower; leave `size` out")
+            self.fps = self.fps or self.processor.fps
+            self.max_frames = self.max_frames or self.processor.max_frames
+            self.size = self.processor.image_size
+        else:
+            self.fps = self.fps or TEXT_FPS
+            self.max_frames = self.max_frames or TEXT_MAX_FRAMES
+
+    def settings(self) -> dict[str, Any]:
+        """What of this decides the answers."""
+        sampling = {"fps": self.fps, "max_frames": self.max_frames, "size": self.size, "decoder": "pyav"}
+        settings = {
+            "sampling": sampling,
+            "decoding": {"do_sample": False, "max_new_tokens": self.max_new_tokens},
+            "on_bad_sample": self.on_bad_sample,
+        }
+        if self.has_evidence:
+            sampling |= {"center_crop": self.processor.center_crop, "time_rule": self.processor.time_rule}
+            settings["salience_threshold"] = self.model.config.salience_threshold
+            settings["interval_ties"] = self.model.config.interval_ties
+        return settings
+
+    def __call__(self, rows: Sequence[dict[str, Any]], progress: bool = False) -> list[SavedAnswer]:
+        """
+        Answer rows.
+
+        Args:
+            rows (`Sequence[dict]`):
+                Rows of the data contract.
+            progress (`bool`, *optional*, defaults to `False`):
+                Whether to show a progress bar.
+
+        Returns:
+            `list[SavedAnswer]`: in the order of the rows.
+        """
+        try:
+            return self._answer(rows, progress)
+        except VideoError:
+            if self.on_bad_sample == "raise":
+                raise
+        faults = self._unreadable(rows)
+        readable = iter(self._answer([row for row in rows if row["id"] not in faults], progress))
+        return [
+            SavedAnswer(row["id"], "", None, None, _truth(row), 0.0, [], row["task"], faults[row["id"]])
+            if row["id"] in faults
+            else next(readable)
+            for row in rows
+        ]
+
+    def _answer(self, rows: Sequence[dict[str, Any]], progress: bool) -> list[SavedAnswer]:
+        common = {"batch_size": self.batch_size, "max_new_tokens": self.max_new_tokens, "progress": progress}
+        if not self.has_evidence:
+            given = generate_texts(
+                self.model, self.processor, rows, fps=self.fps, max_frames=self.max_frames, size=self.size, **common
+            )
+            return [
+                SavedAnswer(
+                    row["id"],
+                    answer.text,
+                    None,
+                    None,
+                    _truth(row),
+                    float(answer.duration_s),
+                    list(map(float, answer.timestamps_s)),
+                    row["task"],
+                )
+                for row, answer in zip(rows, given, strict=True)
+            ]
+        given = generate_answers(self.model, self.processor, rows, read_video=self._reader(), **common)
+        return [
+            SavedAnswer(
+                row["id"],
+                answer.text,
+                [list(span) for span in answer.evidence],
+                [list(span) for span in answer.response],
+                _truth(row),
+                float(answer.duration_s),
+                list(map(float, answer.timestamps_s)),
+                row["task"],
+                similarities={"salience": answer.salience, "logits": answer.logits, "cosines": answer.cosines},
+            )
+            for row, answer in zip(rows, given, strict=True)
+        ]
+
+    def _reader(self) -> FrameCache:
+        return FrameCache(
+            self.frame_cache_dir,
+            fps=self.fps,
+            size=self.size or 224,
+            max_frames=self.max_frames,
+            center_crop=self.has_evidence and self.processor.center_crop,
+        )
+
+    def _unreadable(self, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+        """Ids of rows whose video cannot be read, and why."""
+        read, of_video = self._reader(), {}
+        for row in rows:
+            key = json.dumps(row["videos"], sort_keys=True)
+            if key not in of_video and row["videos"]:
+                try:
+                    read(row["videos"][0])
+                    of_video[key] = None
+                except VideoError as error:
+                    of_video[key] = str(error)
+        faults = {row["id"]: of_video.get(json.dumps(row["videos"], sort_keys=True)) for row in rows}
+        return {row_id: fault for row_id, fault in faults.items() if fault is not None}
+
+
+def _truth(row: Mapping[str, Any]) -> list[list[float]]:
+    spans = row.get("response_spans")
+    return [list(map(float, span)) for span in (row["spans"] if spans is None else spans)]

@@ -14,6 +14,8 @@ from trl_temporal.cli import main
 from trl_temporal.evaluation.benchmarks import GENERATED, SCORED_ONLY
 from trl_temporal.evaluation.benchmarks.common import answer_text, find_annotations, span_prediction
 from trl_temporal.evaluation.benchmarks.loading import choose_prompts, load_benchmark, make_rows
+from trl_temporal.evaluation.metrics import youcook2
+from trl_temporal.evaluation.metrics.captioning import CaptionToolsMissing
 from trl_temporal.evaluation.run_folder import SavedAnswer
 from trl_temporal.evaluation.runner import read_predictions
 
@@ -111,8 +113,19 @@ HEADLINES = {
 FILE_BENCHMARKS = sorted(HEADLINES)
 
 
+@pytest.fixture
+def without_java(monkeypatch):
+    """METEOR takes seconds to start; it has tests of its own."""
+
+    def missing(*args):
+        raise CaptionToolsMissing("not wanted here")
+
+    monkeypatch.setattr(youcook2, "Meteor", missing)
+
+
 @pytest.mark.parametrize("has_evidence", [True, False])
 @pytest.mark.parametrize("name", FILE_BENCHMARKS)
+@pytest.mark.usefixtures("without_java")
 def test_right_answers_reach_the_top(name, has_evidence, tmp_path):
     write_annotations(name, tmp_path)
     bench, references = load_benchmark(name, tmp_path)
@@ -137,6 +150,30 @@ def test_right_answers_reach_the_top(name, has_evidence, tmp_path):
         read = read_predictions(written[0], bench, references)
         metrics = bench.score(read, references).metrics
         assert {key: metrics[key] for key in HEADLINES[name]} == pytest.approx(dict.fromkeys(HEADLINES[name], 100))
+
+
+REAL_FILES = {
+    "charades_sta": ("charades_sta_test_timechat.json", 3720, 100),
+    "qvhighlights": ("qvhighlights_val.jsonl", 1550, 99.76),  # ten windows count, and one query has 25
+    "youcook2": ("youcook2_val_timechat_noasr.json", 415, 100),
+    "nextgqa": ("nextgqa_val.csv", 3358, 100),
+}
+
+
+@pytest.mark.parametrize("has_evidence", [True, False])
+@pytest.mark.parametrize("name", sorted(REAL_FILES))
+@pytest.mark.usefixtures("without_java")
+def test_right_answers_to_the_real_annotations(name, has_evidence, real_data):
+    file, num_samples, best = REAL_FILES[name]
+    bench, references = load_benchmark(name, real_data / "annotations" / file)
+    rows = make_rows(bench, references, choose_prompts(bench, has_evidence, None), None, False)
+    predictions = [
+        bench.to_prediction(right_answer(name, reference, row, has_evidence), reference)
+        for reference, row in zip(references, rows, strict=True)
+    ]
+    scores = bench.score(predictions, references)
+    assert scores.num_samples == num_samples
+    assert next(iter(scores.metrics.values())) == pytest.approx(best, abs=0.005)
 
 
 @pytest.mark.parametrize("name", FILE_BENCHMARKS)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
 
 import trl_temporal
 from trl_temporal import BenchmarkEvaluator, evaluate_model, score_predictions
@@ -171,6 +173,32 @@ def test_a_model_that_writes_times(event_world, monkeypatch, tmp_path):
         assert run.metrics[name] == pytest.approx(100), name
     assert run.settings["model"]["commit"] == "abc"
     assert list(read_answers(tmp_path / "run"))[0].response is None
+
+
+def test_an_adapter(tiny, tiny_dir, data, tmp_path):
+    """Folder of an adapter: its base is found, and its weights count."""
+    model, processor = tiny
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        target_modules=r".*language_model.*\.(q_proj|v_proj)$",
+        modules_to_save=["evi_head", "frame_head"],
+        trainable_token_indices={"embed_tokens": [processor.evidence_token_id, processor.evidence_end_token_id]},
+    )
+    adapted = get_peft_model(model, lora)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name or "modules_to_save" in name:
+                parameter.normal_(std=0.3)
+    adapted.save_pretrained(tmp_path / "adapter")
+    processor.save_pretrained(tmp_path / "adapter")
+    options = {"output_dir": tmp_path / "own", "max_new_tokens": 12, "limit": 4, "progress": False}
+    evaluate_model(adapted, "rows", data, processor=processor, **options)
+    run = evaluate_model(str(tmp_path / "adapter"), "rows", data, **{**options, "output_dir": tmp_path / "loaded"})
+    base = evaluate_model(str(tiny_dir), "rows", data, **{**options, "output_dir": tmp_path / "base"})
+    own, loaded, other = (list(read_answers(tmp_path / name)) for name in ("own", "loaded", "base"))
+    assert [answer.text for answer in loaded] == [answer.text for answer in own]
+    assert [answer.text for answer in loaded] != [answer.text for answer in other]
+    assert run.settings["model"]["base"] == base.settings["model"]["sha256"]
 
 
 def test_a_benchmark_while_training(tiny, event_world):

@@ -279,10 +279,10 @@ def _synthesize_on_policy(args: argparse.Namespace) -> int:
     from functools import partial
 
     from accelerate import PartialState
-    from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from .data.validation import load_rows
     from .evaluation.generation import generate_answers
+    from .evaluation.loading import load_model
     from .synthesis.on_policy import collect_on_policy
 
     if args.config is not None:
@@ -292,8 +292,7 @@ def _synthesize_on_policy(args: argparse.Namespace) -> int:
         raise ValueError(
             f"{args.source} has no split {args.split!r}; it has {', '.join(splits)}. Name one by --split."
         )
-    model = AutoModelForImageTextToText.from_pretrained(args.on_policy, trust_remote_code=True, dtype="auto")
-    processor = AutoProcessor.from_pretrained(args.on_policy, trust_remote_code=True)
+    model, processor = load_model(args.on_policy)
     generate = partial(
         generate_answers,
         model.to(PartialState().device),
@@ -350,6 +349,7 @@ def _add_eval_parser(verbs) -> None:
     answer.add_argument("--on-bad-sample", choices=("raise", "skip"), default="raise", help="default: raise")
     answer.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="type of the weights")
     answer.add_argument("--revision", help="revision of MODEL on the Hub")
+    answer.add_argument("--trust-remote-code", action="store_true", help="run code of MODEL's repository")
     answer.add_argument("--frame-cache", metavar="DIR", help="folder for decoded frames (D2VLM)")
     parser.set_defaults(run=_eval)
 
@@ -389,6 +389,7 @@ def _eval(args: argparse.Namespace) -> int:
             on_bad_sample=args.on_bad_sample,
             dtype=args.dtype,
             revision=args.revision,
+            trust_remote_code=args.trust_remote_code,
             frame_cache_dir=args.frame_cache,
             **shared,
         )

@@ -14,12 +14,13 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
 from ..data.shards import shard_range
 from .answering import Answering, OnBadSample, has_evidence
 from .benchmarks import GENERATED
 from .benchmarks.loading import check_scorer, choose_prompts, default_video_root, load_benchmark, make_rows
+from .loading import describe_model, load_config, load_model
 from .metrics.scores import Problem, Scores
 from .results import EvaluationRun, write_results
 from .run_folder import SETTINGS_FILE, SavedAnswer, has_answers, read_answers, read_settings, write_answers, write_json
@@ -51,6 +52,7 @@ def evaluate_model(
     on_bad_sample: OnBadSample = "raise",
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
+    trust_remote_code: bool = False,
     frame_cache_dir: str | os.PathLike | None = None,
     progress: bool = True,
 ) -> EvaluationRun:
@@ -62,8 +64,8 @@ def evaluate_model(
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`]):
-            A D2VLM, or any video model of transformers that writes times as text: folder, name on the Hub, or the
-            model itself with its `processor`.
+            A D2VLM, or any video model of transformers that writes times as text: folder or name on the Hub, also of
+            an adapter of peft, or the model itself with its `processor`.
         benchmark (`str`):
             `"etbench"`, `"charades_sta"`, `"didemo"`, `"qvhighlights"`, `"youcook2"`, `"nextgqa"`, or `"rows"` for a
             data set of one's own.
@@ -106,6 +108,8 @@ def evaluate_model(
             Type of the weights of a model that is loaded here.
         revision (`str`, *optional*):
             Revision of a model on the Hub.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether to run code of a model's repository. A D2VLM needs none, as this package knows it.
         frame_cache_dir (`str` or `os.PathLike`, *optional*):
             Folder for decoded frames of a D2VLM, see [`~trl_temporal.data.frame_cache.FrameCache`].
         progress (`bool`, *optional*, defaults to `True`):
@@ -130,10 +134,10 @@ def evaluate_model(
     bench, references = load_benchmark(benchmark, data, split=split)
     check_scorer(benchmark, bench, scorer, sentence_model)
     # What can be wrong with the data is met before the weights are loaded.
-    from_hub = {"trust_remote_code": True, "revision": revision}
+    from_hub = {"trust_remote_code": trust_remote_code, "revision": revision}
     if not isinstance(model, str) and processor is None:
         raise ValueError("a model that is loaded already needs its `processor` too")
-    config = AutoConfig.from_pretrained(model, **from_hub) if isinstance(model, str) else model.config
+    config = load_config(model, **from_hub) if isinstance(model, str) else model.config
     wordings = choose_prompts(bench, has_evidence(config), prompts)
     if benchmark != "rows" and video_root is None:
         video_root = default_video_root(data)
@@ -144,8 +148,7 @@ def evaluate_model(
 
     model_name = model if isinstance(model, str) else model.name_or_path
     if isinstance(model, str):
-        processor = AutoProcessor.from_pretrained(model, **from_hub)
-        model = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, **from_hub)
+        model, processor = load_model(model, dtype=dtype, **from_hub)
         model = model.to(PartialState().device)
     answering = Answering(
         model,
@@ -163,7 +166,7 @@ def evaluate_model(
         "references": _hash(references),
         "rows": len(rows),
         "of_rows": len(references),
-        "model": _model_settings(model, model_name, revision),
+        "model": describe_model(model, model_name, revision),
         "prompts": wordings,
         **answering.settings(),
         "parser": PARSER,
@@ -343,19 +346,6 @@ def _own_predictions(path: Path) -> list[dict[str, Any]]:
             except (ValueError, KeyError, TypeError):
                 raise ValueError(f"{path}, line {number}: is no object with an id. Write it again.") from None
     return given
-
-
-def _model_settings(model: PreTrainedModel, name: str, revision: str | None) -> dict[str, Any]:
-    folder = Path(name)
-    if folder.is_dir():
-        digest = hashlib.sha256()
-        for path in sorted([*folder.glob("*.safetensors"), *folder.glob("config.json")]):
-            with open(path, "rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        made_of = {"name": folder.resolve().name, "sha256": digest.hexdigest()}
-    else:
-        made_of = {"name": name, "revision": revision, "commit": model.config._commit_hash}
-    return {**made_of, "type": model.config.model_type, "dtype": str(model.dtype).removeprefix("torch.")}
 
 
 def _hash(content: Any) -> str:

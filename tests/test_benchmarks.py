@@ -3,6 +3,7 @@
 
 import csv
 import json
+import math
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,8 +15,7 @@ from trl_temporal.cli import main
 from trl_temporal.evaluation.benchmarks import GENERATED, SCORED_ONLY
 from trl_temporal.evaluation.benchmarks.common import answer_text, find_annotations, span_prediction
 from trl_temporal.evaluation.benchmarks.loading import choose_prompts, load_benchmark, make_rows
-from trl_temporal.evaluation.metrics import youcook2
-from trl_temporal.evaluation.metrics.captioning import CaptionToolsMissing
+from trl_temporal.evaluation.metrics import captioning
 from trl_temporal.evaluation.run_folder import SavedAnswer
 from trl_temporal.evaluation.runner import read_predictions
 
@@ -118,9 +118,9 @@ def without_java(monkeypatch):
     """METEOR takes seconds to start; it has tests of its own."""
 
     def missing(*args):
-        raise CaptionToolsMissing("not wanted here")
+        raise captioning.CaptionToolsMissing("not wanted here")
 
-    monkeypatch.setattr(youcook2, "Meteor", missing)
+    monkeypatch.setattr(captioning, "_jar", missing)
 
 
 @pytest.mark.parametrize("has_evidence", [True, False])
@@ -323,3 +323,47 @@ def test_multiple_choice_predictions_in_the_released_forms(tmp_path):
     truth.write_text("".join(json.dumps({"index": id, "answer": "A"}) + "\n" for id in ids))
     file.write_text("".join(json.dumps({"id": id, "text": "(A)"}) + "\n" for id in ids))
     assert score_predictions(file, "vinoground", truth).metrics["group"] == 100
+
+
+NASTY = [
+    {"text": ""},
+    {"text": None},
+    {"text": "I do not know."},
+    {"text": "</evi>"},
+    {"text": "3..5 - 9 </evi>3..5 - 9"},
+    {"text": "9.5 - 2.0 </evi>It happens in 9.5 - 2.0."},
+    {"text": "1 - 2 </evi>900 - 99999, something happens. -5 - 10, again"},
+    {"text": "１２ － ３４ </evi>١ – ٢"},
+    {"text": "1.0 - 2.0 </evi>" + "1.0 - 2.0, cut. " * 3000},
+    {"text": "9" * 500 + " - 3 </evi>" + "9" * 500 + " - 3"},
+    {"text": "(A) (B) (C) (D)"},
+    {"text": "5 - 5 </evi>5 - 5"},
+    {"spans": []},
+    {"spans": [[float("nan"), 1.0]]},
+    {"spans": [[3.0, 1.0], [1.0, float("inf")]]},
+    {"spans": [[1.0, 2.0]] * 2000},
+    {"spans": [[1.0], "12", None]},
+    {},
+]
+
+
+@pytest.mark.parametrize("name", FILE_BENCHMARKS)
+@pytest.mark.usefixtures("without_java")
+def test_nasty_predictions_never_crash(name, tmp_path):
+    """Each alone for every sample, then several at once for each, with unknown ids and without any."""
+    write_annotations(name, tmp_path)
+    file = tmp_path / "answers.jsonl"
+    _, references = load_benchmark(name, tmp_path)
+    ids = [reference["id"] for reference in references]
+    several = [{"id": ids[0], **NASTY[5]}, {"id": ids[0], **NASTY[5]}, {"id": ids[0], **NASTY[2]}, {"id": "none"}]
+    for predictions in (*([{"id": id, **nasty} for id in ids] for nasty in NASTY), several, [{"id": "none"}]):
+        file.write_text("".join(json.dumps(prediction) + "\n" for prediction in predictions))
+        run = score_predictions(file, name, tmp_path, output_dir=tmp_path / "out")
+        fixed = run.scores["fixed"]
+        assert fixed.num_samples == len(references)
+        assert all(math.isfinite(value) and value >= 0 for value in fixed.metrics.values()), predictions[0]
+        assert json.loads((tmp_path / "out" / "results.json").read_text())
+        run.print_table()
+    kinds = set(run.scores["fixed"].problem_counts())
+    assert {"unknown id", "missing"} <= kinds
+    assert fixed.metrics[HEADLINES[name][0]] == 0

@@ -14,9 +14,18 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import trl_temporal
-from trl_temporal import BenchmarkEvaluator, evaluate_model, score_predictions
+from trl_temporal import (
+    BenchmarkEvaluator,
+    EvidenceSFTConfig,
+    EvidenceSFTTrainer,
+    GroundedEvaluationCallback,
+    evaluate_model,
+    score_predictions,
+)
 from trl_temporal.cli import main
 from trl_temporal.evaluation import answering, runner
+from trl_temporal.evaluation.metrics.scores import Problem, Scores
+from trl_temporal.evaluation.results import EvaluationRun
 from trl_temporal.evaluation.run_folder import SavedAnswer, read_answers, read_settings, write_answers
 from trl_temporal.evaluation.text_generation import TextAnswer
 
@@ -201,12 +210,19 @@ def test_an_adapter(tiny, tiny_dir, data, tmp_path):
     assert run.settings["model"]["base"] == base.settings["model"]["sha256"]
 
 
-def test_a_benchmark_while_training(tiny, event_world):
+def test_a_benchmark_while_training(tiny, event_world, config, tmp_path):
     model, processor = tiny
-    evaluator = BenchmarkEvaluator("rows", list(event_world["train"]), processor, limit=4, max_new_tokens=8)
-    run = evaluator(model)
-    assert run.scores["fixed"].num_samples == 4
-    assert run.summary().startswith("Rows: ")
+    rows = list(event_world["train"])
+    arguments = config(EvidenceSFTConfig, max_steps=2)
+    trainer = EvidenceSFTTrainer(model, args=arguments, train_dataset=event_world["train"], processing_class=processor)
+    evaluator = BenchmarkEvaluator("rows", rows, processor, limit=8, max_new_tokens=8, frame_cache_dir=tmp_path / "f")
+    trainer.add_callback(GroundedEvaluationCallback(trainer, evaluator, every_n_steps=1))
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "eval_grounding_R1@0.5" in entry]
+    assert [entry["step"] for entry in logged] == [1, 2]
+    alone = evaluate_model(trainer.model, "rows", rows, processor=processor, limit=8, max_new_tokens=8, progress=False)
+    assert {f"eval_{name}": value for name, value in alone.metrics.items()}.items() <= logged[-1].items()
+    assert evaluator(trainer.model).summary().startswith("Rows: ")
 
 
 def test_predictions_of_any_kind(event_world, data, tmp_path):
@@ -243,6 +259,18 @@ def test_predictions_of_any_kind(event_world, data, tmp_path):
 def test_what_is_wrong_is_said(arguments, message, capsys):
     assert main(["eval", *arguments]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_the_table_says_what_is_missing(capsys):
+    scores = Scores({"A": 12.34, "B": 0.5}, [Problem("1", "empty")] * 3, 7, {"missing": {"Sim": "needs pip x[sim]"}})
+    original = Scores({"a": 0.1234, "B": 40.0}, [], 7)
+    settings = {"settings_hash": "abc", "rows": 7, "of_rows": 9}
+    EvaluationRun("x", "X", {"fixed": scores, "original": original}, settings, {"a": "A"}).print_table()
+    printed = capsys.readouterr().out
+    assert "7 of 9 samples" in printed and "settings abc" in printed
+    assert "Without Sim: needs pip x[sim]" in printed and "3  empty" in printed
+    lines = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if line.strip()}
+    assert lines["A"] == ["12.3", "0.123"] and lines["B"] == ["0.5", "40.0"]
 
 
 def test_answers_come_back_as_they_were(tmp_path):

@@ -62,7 +62,7 @@ class EvaluationRun:
         console.print(self._table())
         fixed = self.scores["fixed"]
         for name, reason in fixed.details.get("missing", {}).items():
-            console.print(f"Without {name}: {reason}", style="yellow", soft_wrap=True)
+            console.print(f"Without {name}: {reason}", style="yellow", soft_wrap=True, markup=False)
         for kind, count in fixed.problem_counts().items():
             console.print(f"  {count:>6,}  {kind}: {PROBLEMS[kind]}", highlight=False, soft_wrap=True)
 

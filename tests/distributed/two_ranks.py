@@ -1,9 +1,10 @@
 # Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
 """
 Trains one step of each method on rows and pairs of noise, one of them without video, and saves the gradients and the
-log of rank 0. Started under torchrun by `test_two_ranks.py`.
+log of rank 0; then answers a data set. Started under torchrun by `test_two_ranks.py`.
 """
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from trl_temporal import (  # noqa: E402
     FPOTrainer,
 )
 from trl_temporal.data.collator import EvidenceCollator, PreferenceCollator  # noqa: E402
+from trl_temporal.evaluation import runner  # noqa: E402
 
 
 def settings(output_dir: str, num_ranks: int, accumulation: int) -> dict:
@@ -79,10 +81,18 @@ def train_both(tiny_dir: str, output_dir: str, num_ranks: int, accumulation: int
     return {method: train_one_step(method, tiny_dir, output_dir, num_ranks, accumulation) for method in ("sft", "fpo")}
 
 
+def answer(tiny_dir: str, rows: str, output_dir: str) -> dict[str, float]:
+    runner.SHARD_ROWS = 5
+    options = {"max_new_tokens": 12, "progress": False}
+    return runner.evaluate_model(tiny_dir, "rows", rows, output_dir=output_dir, **options).metrics
+
+
 if __name__ == "__main__":
-    tiny_dir, output_dir = sys.argv[1:]
+    tiny_dir, output_dir, rows = sys.argv[1:]
     results = {accumulation: train_both(tiny_dir, output_dir, 2, accumulation) for accumulation in (1, 2)}
     if os.environ["RANK"] == "0":
         torch.save(results, Path(output_dir) / "results.pt")
+    metrics = answer(tiny_dir, rows, f"{output_dir}/answers")
+    (Path(output_dir) / f"metrics_{os.environ['RANK']}.json").write_text(json.dumps(metrics))
     torch.distributed.barrier()
     os._exit(0)  # torch now and then hangs or aborts while it takes down gloo and DDP at exit

@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from ..evaluation.run_folder import read_answers, read_settings, write_json
 from .analysis_figures import RECOMMENDED, SIZE, analysis_figures
 from .analysis_numbers import AS_TRAINED, LOW_PEAK, MULTIPLES_S, analysis_numbers
-from .report import _settings_groups
+from .pages import page_environment, settings_groups
 
 
 def _f(value: float | None, digits: int = 3) -> str:
@@ -181,13 +179,7 @@ def analyze(
     )
     write_json(run_dir / "analysis.json", numbers)
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters |= {"f": _f, "percent": _percent, "signed": _signed}
     page = environment.get_template("analysis.html.j2").render(
         name=_model_name(settings) or run_dir.resolve().name,
@@ -199,7 +191,7 @@ def analyze(
         is_own_threshold=threshold is None or threshold == configured,
         readings=_readings(numbers),
         missing=_missing(numbers),
-        settings=_settings_groups(settings),
+        settings=settings_groups(settings),
         sections=analysis_figures(numbers),
         size=SIZE,
     )

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from ..data.row_checks import RESPONSES
 from ..data.schema import kind_of, without_video_decoding
 from ..data.validation import Rows, load_rows
 from .curves import nice_ticks
 from .data_rows import drawable_spans, response_name, row_record, text_or_empty
+from .pages import page_environment
 from .report import FACTOR_MEANING
 
 # What the page reads of a row. Other columns, such as images, are not even loaded.
@@ -203,31 +202,28 @@ def view(
         records.append(record | {"anchor": anchor if anchors[anchor] == 1 else f"{anchor}~{anchors[anchor]}"})
 
     is_pairs = bool(splits) and all(split.kind == "preference" for split in splits)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     name = Path(path).resolve().name
-    page = environment.get_template("data_view.html.j2").render(
-        title=name,
-        noun="preference pairs" if is_pairs else "rows",
-        num_rows=len(ids),
-        num_shown=len(chosen),
-        balanced_over="factor" if any(facets["factor"]) else "task",
-        seed=seed,
-        num_faults=sum(bool(record["fault"]) for record in records),
-        counts={
-            facet: _counts(values)
-            for facet, values in facets.items()
-            if any(values) and (facet != "split" or len(set(values)) > 1)
-        },
-        meaning=MEANING,
-        histogram=_histogram(splits),
-        is_compared=any(split.kind == "preference" for split in splits),
-        records=records,
+    page = (
+        page_environment()
+        .get_template("data_view.html.j2")
+        .render(
+            title=name,
+            noun="preference pairs" if is_pairs else "rows",
+            num_rows=len(ids),
+            num_shown=len(chosen),
+            balanced_over="factor" if any(facets["factor"]) else "task",
+            seed=seed,
+            num_faults=sum(bool(record["fault"]) for record in records),
+            counts={
+                facet: _counts(values)
+                for facet, values in facets.items()
+                if any(values) and (facet != "split" or len(set(values)) > 1)
+            },
+            meaning=MEANING,
+            histogram=_histogram(splits),
+            is_compared=any(split.kind == "preference" for split in splits),
+            records=records,
+        )
     )
     output = Path(f"{name}.view.html") if output is None else Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)

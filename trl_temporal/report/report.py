@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from ..evaluation.evaluator import EvaluationResult
 from ..evaluation.table import (
     COLUMNS,
@@ -20,6 +18,7 @@ from ..evaluation.table import (
 )
 from ..video import Video
 from .curves import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, curve_groups, factor_table
+from .pages import page_environment, settings_groups
 from .timeline import choose_rows, example, preference_pair, read_thumbnails
 
 SYNTHETIC_NOTE = (
@@ -103,17 +102,6 @@ def _readings(results: Mapping[str, EvaluationResult]) -> list[str]:
             f"{metrics['grounding_over_answering']:.0%} too many."
         )
     return sentences
-
-
-def _settings_groups(settings: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """Plain values under one heading, every nested mapping under its own."""
-    groups: dict[str, dict[str, str]] = {"Run": {}}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            groups[name] = {inner: str(inner_value) for inner, inner_value in value.items()}
-        else:
-            groups["Run"][name] = str(value)
-    return {name: group for name, group in groups.items() if group}
 
 
 def _preference_section(
@@ -207,39 +195,36 @@ def write_report(
                 "it was evaluated on"
             )
     log_histories = log_histories or {}
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("template.html.j2").render(
-        title=title,
-        note=note,
-        num_rows=len(rows),
-        num_videos=len(set(next(iter(results.values())).videos)),
-        settings=_settings_groups(settings),
-        table=_results_table(results),
-        readings=_readings(results),
-        compare=compare,
-        differences=_difference_rows(results, compare) if compare else [],
-        curves=curve_groups(log_histories),
-        runs=list(log_histories),
-        chart={
-            "width": WIDTH,
-            "height": HEIGHT,
-            "left": LEFT,
-            "right": RIGHT,
-            "top": TOP,
-            "bottom": HEIGHT - BOTTOM,
-        },
-        examples=[
-            example(rows[index], index, results, read_video, salience_threshold)
-            for index in choose_rows(rows, num_examples)
-        ],
-        salience_threshold=salience_threshold,
-        preferences=_preference_section(list(preference_rows), log_histories, read_video),
+    page = (
+        page_environment()
+        .get_template("template.html.j2")
+        .render(
+            title=title,
+            note=note,
+            num_rows=len(rows),
+            num_videos=len(set(next(iter(results.values())).videos)),
+            settings=settings_groups(settings),
+            table=_results_table(results),
+            readings=_readings(results),
+            compare=compare,
+            differences=_difference_rows(results, compare) if compare else [],
+            curves=curve_groups(log_histories),
+            runs=list(log_histories),
+            chart={
+                "width": WIDTH,
+                "height": HEIGHT,
+                "left": LEFT,
+                "right": RIGHT,
+                "top": TOP,
+                "bottom": HEIGHT - BOTTOM,
+            },
+            examples=[
+                example(rows[index], index, results, read_video, salience_threshold)
+                for index in choose_rows(rows, num_examples)
+            ],
+            salience_threshold=salience_threshold,
+            preferences=_preference_section(list(preference_rows), log_histories, read_video),
+        )
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

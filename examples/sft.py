@@ -54,9 +54,6 @@ class ScriptArguments:
         default=None, metadata={"help": "JSON-lines file of clips with events; EventWorld if not given."}
     )
     model: str | None = field(default=None, metadata={"help": "Model to start from; from scratch if not given."})
-    fps: float | None = field(
-        default=None, metadata={"help": "Frames per second of a model from scratch: 2 for EventWorld, 4 for clips."}
-    )
     data_dir: str = field(default="outputs/event_world", metadata={"help": "Where EventWorld is rendered."})
     num_train: int = field(default=384, metadata={"help": "EventWorld training videos."})
     num_test: int = field(default=64, metadata={"help": "EventWorld test videos."})
@@ -96,7 +93,7 @@ def main() -> None:
     else:
         training_args.freeze_vision_tower = False
         torch.manual_seed(training_args.seed)
-        fps = script_args.fps or (2.0 if script_args.dataset is None else 4.0)
+        fps = training_args.fps or (2.0 if script_args.dataset is None else 4.0)  # clips have shorter events
         model, processor = build_tiny_d2vlm(texts_of(train), fps=fps)
 
     trainer = EvidenceSFTTrainer(model, args=training_args, train_dataset=train, processing_class=processor)

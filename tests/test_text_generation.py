@@ -20,8 +20,9 @@ from transformers.video_utils import make_batched_metadata
 
 from tests.helpers import noise_video, sft_row, user
 from tests.test_video import make_clip
+from trl_temporal.data.chat_inputs import video_metadata
 from trl_temporal.data.schema import RowError
-from trl_temporal.evaluation.text_generation import generate_texts, video_metadata
+from trl_temporal.evaluation.text_generation import generate_texts
 from trl_temporal.models.tiny import train_tokenizer
 from trl_temporal.video import Video, load_video
 

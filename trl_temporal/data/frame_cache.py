@@ -24,8 +24,8 @@ class FrameCache:
             Folder of the cache; `None` decodes every time.
         fps (`float`):
             Frames per second of video.
-        size (`int`):
-            Height and width of the frames in pixels.
+        size (`int` or `None`):
+            Height and width of the frames in pixels; `None` for that of the video.
         max_frames (`int`, *optional*):
             Longer videos are sampled more thinly.
         center_crop (`bool`, *optional*, defaults to `False`):
@@ -47,7 +47,7 @@ class FrameCache:
         root: str | os.PathLike | None,
         *,
         fps: float,
-        size: int,
+        size: int | None,
         max_frames: int | None = None,
         center_crop: bool = False,
         backend: str = "pyav",

@@ -13,17 +13,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import BatchFeature
-from transformers.video_utils import VideoMetadata
 
-from ..data.grammar import EVI
-from ..data.schema import RowError, coerce_videos, strip_none_parts
-from ..spans import Span
+from ..data.chat_inputs import encode_prompts, read_videos, takes_any_length
 from ..video import Video, load_row_video, probe_video
 from .generation import read_ahead
-
-# A processor knows times only as frame number / frame rate. Numbers in milliseconds, at a rate of 1000, are the
-# timestamps themselves, whatever the frame rate of the file does.
-CLOCK_HZ = 1000
 
 
 @dataclass
@@ -125,17 +118,17 @@ def generate_texts(
         def read_video(entry):
             return load_row_video(entry, fps=fps, max_frames=max_frames, size=_frame_size(entry, size))
 
-    any_length = "video_grid_thw" in processor.model_input_names
+    any_length = takes_any_length(processor)
     answers: list[TextAnswer] = []
     was_training = model.training
     model.eval()
     try:
-        chunks = read_ahead(lambda chunk: (chunk, _read_videos(chunk, read_video)), rows, batch_size)
+        chunks = read_ahead(lambda chunk: (chunk, read_videos(chunk, read_video)), rows, batch_size)
         for chunk, videos in tqdm(chunks, total=-(-len(rows) // batch_size), desc="Generating", disable=not progress):
             texts = [""] * len(chunk)
             for numbers in _batches(videos, any_length):
-                inputs = _encode(processor, [chunk[i] for i in numbers], [videos[i] for i in numbers])
-                inputs = _to_model(inputs, model)
+                prompts = encode_prompts(processor, [chunk[i] for i in numbers], [videos[i] for i in numbers])
+                inputs = _to_model(prompts.inputs, model)
                 output = model.generate(
                     **inputs, max_new_tokens=max_new_tokens, do_sample=do_sample, **generation_kwargs
                 )
@@ -153,42 +146,6 @@ def generate_texts(
     return answers
 
 
-def video_metadata(video: Video) -> VideoMetadata:
-    """
-    What the processors of transformers are told about sampled frames, such that they compute the real timestamps.
-
-    Args:
-        video ([`~trl_temporal.video.Video`]):
-            The frames, with their timestamps.
-
-    Returns:
-        `VideoMetadata`: with `frames_indices` in milliseconds and `fps` 1000, so that its `timestamps` are those of
-        the video to half a millisecond, and its `sampled_fps` is one over the mean distance of the frames.
-
-    Example:
-        >>> import numpy as np
-        >>> from trl_temporal.evaluation.text_generation import video_metadata
-        >>> from trl_temporal.video import Video
-        >>> frames = np.zeros((3, 8, 8, 3), dtype=np.uint8)
-        >>> metadata = video_metadata(Video(frames, np.array([0.0, 0.52, 2.0]), duration_s=2.5, path="clip.mp4"))
-        >>> metadata.timestamps, metadata.sampled_fps, metadata.duration
-        ([0.0, 0.52, 2.0], 1.0, 2.5)
-    """
-    timestamps_s = np.asarray(video.timestamps_s, dtype=np.float64)
-    num_frames, height, width = video.frames.shape[:3]
-    step_s = (timestamps_s[-1] - timestamps_s[0]) / (num_frames - 1) if num_frames > 1 else video.duration_s
-    return VideoMetadata(
-        # What the frames stand for, which `sampled_fps` divides by: the duration would stretch the steps of a video
-        # whose last frame stands for less than one.
-        total_num_frames=max(1, round(num_frames * step_s * CLOCK_HZ)),
-        fps=CLOCK_HZ,
-        width=width,
-        height=height,
-        duration=video.duration_s,
-        frames_indices=np.rint(timestamps_s * CLOCK_HZ).astype(int).tolist(),
-    )
-
-
 def _frame_size(entry: str | dict, size: int | None) -> tuple[int, int] | None:
     """Height and width with the shorter side `size`, for files whose pictures are larger."""
     path = entry if isinstance(entry, str) else entry.get("path")
@@ -199,96 +156,10 @@ def _frame_size(entry: str | dict, size: int | None) -> tuple[int, int] | None:
     return None if scale >= 1 else (round(info.height * scale), round(info.width * scale))
 
 
-def _read_videos(rows: list[dict], read_video: Callable) -> list[Video | None]:
-    """The video of each row; one that several rows of the batch show is read once."""
-    videos, seen = [], {}
-    for row in rows:
-        entries = coerce_videos(row.get("videos"))
-        parts = [part for message in _messages(row) for part in message["content"] if part["type"] == "video"]
-        if len(entries) != len(parts) or len(entries) > 1:
-            raise RowError(
-                f"row {row.get('id')!r}: {len(entries)} videos, but {len(parts)} video parts in its prompt. Give it "
-                "one video and one part, or none of both."
-            )
-        if not entries:
-            videos.append(None)
-            continue
-        key = tuple(sorted(entries[0].items()))
-        if key not in seen:
-            seen[key] = read_video(entries[0])
-        videos.append(seen[key])
-    return videos
-
-
 def _batches(videos: list[Video | None], any_length: bool) -> list[list[int]]:
     """Numbers of the rows that the processor takes together: all of them, or those with equally many frames."""
     lengths = [0 if any_length or video is None else len(video.frames) for video in videos]
     return [[i for i, other in enumerate(lengths) if other == length] for length in dict.fromkeys(lengths)]
-
-
-def _messages(row: dict) -> list[dict]:
-    """The prompt with its content in parts, which every template reads, and its `<evi>` as spans in seconds."""
-    messages = strip_none_parts(row["prompt"])
-    spans = [str(Span(*span)) for span in row.get("prompt_spans") or []]
-    for message in messages:
-        if isinstance(message["content"], str):
-            message["content"] = [{"type": "text", "text": message["content"]}]
-        for part in message["content"]:
-            while EVI in part.get("text", ""):
-                if not spans:
-                    raise RowError(
-                        f"row {row.get('id')!r}: more {EVI} in the prompt than prompt_spans. Add the spans."
-                    )
-                part["text"] = part["text"].replace(EVI, spans.pop(0), 1)
-    if spans:
-        raise RowError(f"row {row.get('id')!r}: more prompt_spans than {EVI} in the prompt. Drop {', '.join(spans)}.")
-    return messages
-
-
-def _encode(processor, rows: list[dict], videos: list[Video | None]) -> BatchFeature:
-    """The model's inputs, left-padded."""
-    chats = [_messages(row) for row in rows]
-    texts = [processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in chats]
-    tokenizer = processor.tokenizer
-    # Most templates write the first token themselves; some leave it to the tokenizer.
-    starts = tokenizer.bos_token is not None and texts[0].startswith(tokenizer.bos_token)
-    text_kwargs = {"add_special_tokens": not starts}
-    shown = [video for video in videos if video is not None]
-    video_kwargs = {}
-    if shown:
-        video_kwargs = {
-            "videos": [np.array(video.frames) for video in shown],  # copies: cached frames are read-only
-            "video_metadata": [video_metadata(video) for video in shown],
-            "do_sample_frames": False,
-        }
-    inputs = processor(
-        text=texts, padding=True, padding_side="left", return_tensors="pt", **text_kwargs, **video_kwargs
-    )
-    if shown and not any(name.startswith("pixel_values") for name in inputs):
-        raise RuntimeError(
-            f"{type(processor).__name__} made no pixel values of {len(shown)} videos (only {', '.join(inputs)}), so "
-            "the model would answer blind. Use a model and processor of a family that takes videos."
-        )
-    num_tokens = inputs["attention_mask"].sum(-1).tolist()
-    for row, chat, video, length in zip(rows, chats, videos, num_tokens, strict=True):
-        if video is not None and length <= _length_without_video(processor, chat, text_kwargs):
-            raise RuntimeError(
-                f"row {row.get('id')!r}: the chat template of {type(processor).__name__} leaves no place for the "
-                "video in the prompt, so the model would answer blind. Use a template that renders the part "
-                "{'type': 'video'}."
-            )
-    return inputs
-
-
-def _length_without_video(processor, chat: list[dict], text_kwargs: dict) -> int:
-    """Tokens of the same chat about nothing."""
-    chat = [
-        {**message, "content": [part for part in message["content"] if part["type"] != "video"]} for message in chat
-    ]
-    for message in chat:
-        message["content"] = message["content"] or [{"type": "text", "text": ""}]
-    text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    return len(processor.tokenizer(text, **text_kwargs)["input_ids"])
 
 
 def _to_model(inputs: BatchFeature, model) -> dict[str, torch.Tensor]:

@@ -21,6 +21,14 @@ class EvidenceConfigMixin:
         default=True,
         metadata={"help": "Do not train the vision tower, as in the paper."},
     )
+    fps: float | None = field(
+        default=None,
+        metadata={"help": "Frames per second of video. Defaults to the processor's (D2VLM), else to 1."},
+    )
+    max_frames: int | None = field(
+        default=None,
+        metadata={"help": "Longer videos are sampled more thinly. Defaults to the processor's (D2VLM), else to 128."},
+    )
     evidence_coef: float = field(
         default=1.0,
         metadata={"help": "Weight of the grounding loss L_gnd (Eq. 3)."},

@@ -8,6 +8,7 @@ from pathlib import Path
 import datasets
 import torch
 from peft import PeftModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint, has_length
 
 from ..data.frame_cache import FrameCache
@@ -18,14 +19,34 @@ from ..data.video_check import drop_rows, find_bad_videos
 from ..losses import consistency_l1, grounding_bce, soft_targets
 from ..models.d2vlm.modeling_d2vlm import STAGE_EVIDENCE, STAGE_RESPONSE, D2VLMForConditionalGeneration
 from .callbacks import InterruptCallback
-from .fused_forward import EvidenceFusedOutput, frame_spans
+from .fused_forward import EvidenceFusedOutput, frame_spans, vision_tower
+
+STOCK_FPS, STOCK_MAX_FRAMES = 1.0, 128  # of models whose processor says nothing about sampling
 
 
-def frame_cache(args, processor) -> FrameCache:
-    """The reader of videos that a trainer's collator uses, with the processor's sampling."""
+def frame_cache(args, processor, has_evidence: bool) -> FrameCache:
+    """
+    The reader of videos that a trainer's collator uses.
+
+    Args:
+        args ([`EvidenceSFTConfig`] or [`FPOConfig`]):
+            Configuration; its sampling goes before the processor's, which then keeps it for generation.
+        processor (`ProcessorMixin`):
+            Processor of the model.
+        has_evidence (`bool`):
+            Whether the model is a D2VLM. A stock model gets frames in their own size: its processor resizes.
+
+    Returns:
+        [`~trl_temporal.data.frame_cache.FrameCache`]
+    """
     root = None
     if args.cache_frames:
         root = args.frame_cache_dir or os.path.join(datasets.config.HF_CACHE_HOME, "trl_temporal", "frames")
+    if not has_evidence:
+        fps, max_frames = args.fps or STOCK_FPS, args.max_frames or STOCK_MAX_FRAMES
+        return FrameCache(root, fps=fps, size=None, max_frames=max_frames, backend=args.video_backend)
+    processor.fps = args.fps or processor.fps
+    processor.max_frames = args.max_frames or processor.max_frames
     return FrameCache(
         root,
         fps=processor.fps,
@@ -34,6 +55,13 @@ def frame_cache(args, processor) -> FrameCache:
         center_crop=processor.center_crop,
         backend=args.video_backend,
     )
+
+
+def is_d2vlm(model: str | PreTrainedModel | PeftModel, args) -> bool:
+    """Whether a model, or the one of a name, has evidence tokens."""
+    if isinstance(model, str):
+        return AutoConfig.from_pretrained(model, trust_remote_code=args.trust_remote_code).model_type == "d2vlm"
+    return model.config.model_type == "d2vlm"
 
 
 QUICK_START = """## Quick start
@@ -63,6 +91,7 @@ class EvidenceTrainerMixin:
     """
 
     _row_kind: str  # of the validator: "sft" or "preference"
+    _has_evidence: bool  # whether the model is a D2VLM, and not one that writes times as text
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         r"""
@@ -95,9 +124,9 @@ class EvidenceTrainerMixin:
         return output
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
-        """TRL's card, with a quick start that shows the model a video instead of asking a text model."""
+        """TRL's card, of a D2VLM with a quick start that shows it a video instead of asking a text model."""
         super().create_model_card(model_name=model_name, dataset_name=dataset_name, tags=tags)
-        if not self.is_world_process_zero():
+        if not (self._has_evidence and self.is_world_process_zero()):
             return
         path = Path(self.args.output_dir, "README.md")
         head, rest = path.read_text(encoding="utf-8").split("## Quick start", maxsplit=1)
@@ -114,7 +143,8 @@ class EvidenceTrainerMixin:
     def _freeze_vision_tower(self) -> None:
         # PEFT has frozen it already, but for the adapters that the user put into it.
         if self.args.freeze_vision_tower and not isinstance(self.model, PeftModel):
-            self.model.model.vision_tower.requires_grad_(False)
+            tower = self.model.model.vision_tower if self._has_evidence else vision_tower(self.model)
+            tower.requires_grad_(False)
 
     def _prepare_dataset(self, dataset, processing_class, args, *unused, dataset_name: str | None = None):
         """Checks every row and every video before training; TRL's own preparation would tokenize without the video."""

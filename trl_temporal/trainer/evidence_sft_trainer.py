@@ -5,11 +5,12 @@ import torch
 from transformers import AutoProcessor
 from trl import SFTTrainer
 
+from ..data.chat_collator import ChatCollator
 from ..data.collator import EvidenceCollator
 from ..models.d2vlm.modeling_d2vlm import STAGE_EVIDENCE
-from .evidence_mixin import EvidenceTrainerMixin, frame_cache
+from .evidence_mixin import EvidenceTrainerMixin, frame_cache, is_d2vlm
 from .evidence_sft_config import EvidenceSFTConfig
-from .fused_forward import EvidenceFusedOutput, add_evidence_head
+from .fused_forward import EvidenceFusedOutput, add_evidence_head, add_text_head
 
 
 class EvidenceSFTTrainer(EvidenceTrainerMixin, SFTTrainer):
@@ -21,15 +22,17 @@ class EvidenceSFTTrainer(EvidenceTrainerMixin, SFTTrainer):
     to; all arguments are those of [`~trl.SFTTrainer`]. Every row and every video is checked before the first step.
 
     Args:
-        model (`str` or [`D2VLMForConditionalGeneration`] or `PeftModel`):
-            Model to train.
+        model (`str` or [`D2VLMForConditionalGeneration`] or `PreTrainedModel` or `PeftModel`):
+            Model to train. With `evidence_coef=0` and `consistency_coef=0` also any video model of transformers, on
+            responses whose spans are written as seconds.
         args ([`EvidenceSFTConfig`]):
             Configuration.
         data_collator (`Callable`, *optional*):
-            Defaults to [`~trl_temporal.data.collator.EvidenceCollator`] with a frame cache.
+            Defaults to [`~trl_temporal.data.collator.EvidenceCollator`] with a frame cache, for other models than a
+            D2VLM to [`~trl_temporal.data.chat_collator.ChatCollator`].
         train_dataset (`datasets.Dataset` or `datasets.IterableDataset`):
             Rows with `videos`, `prompt`, `completion` and `spans` (`[start_s, end_s]` in seconds, one per event).
-        processing_class ([`D2VLMProcessor`], *optional*):
+        processing_class (`ProcessorMixin`, *optional*):
             Defaults to the one saved with the model.
         **kwargs:
             As in [`~trl.SFTTrainer`]: `eval_dataset`, `callbacks`, `peft_config`, ...
@@ -67,9 +70,15 @@ class EvidenceSFTTrainer(EvidenceTrainerMixin, SFTTrainer):
     _row_kind = "sft"
 
     def __init__(self, model, args: EvidenceSFTConfig, data_collator=None, processing_class=None, **kwargs):
+        self._has_evidence = is_d2vlm(model, args)
+        if not self._has_evidence and (args.evidence_coef != 0 or args.consistency_coef != 0):
+            raise ValueError(
+                "`evidence_coef` and `consistency_coef` weight the evidence tokens of a D2VLM, and this model has "
+                "none. Set both to 0 for fine-tuning on the words alone, in which spans are written as seconds."
+            )
         processing_class = processing_class or load_processor(model, args)
-        self.read_video = frame_cache(args, processing_class)
-        if data_collator is None:
+        self.read_video = frame_cache(args, processing_class, self._has_evidence)
+        if data_collator is None and self._has_evidence:
             data_collator = EvidenceCollator(
                 processing_class,
                 self.read_video,
@@ -77,11 +86,16 @@ class EvidenceSFTTrainer(EvidenceTrainerMixin, SFTTrainer):
                 soft_targets=args.grounding_target == "soft",
                 release_quirks=args.release_quirks,
             )
+        elif data_collator is None:
+            data_collator = ChatCollator(processing_class, self.read_video, args.max_length)
         super().__init__(
             model=model, args=args, data_collator=data_collator, processing_class=processing_class, **kwargs
         )
         self._outputs: list[EvidenceFusedOutput] = []
         self._freeze_vision_tower()
+        if not self._has_evidence:
+            add_text_head(self._base_model(), on_output=self._outputs.append)
+            return
         add_evidence_head(
             self._base_model(),
             grounding_coef=0.0,

@@ -61,6 +61,10 @@ class FPOConfig(EvidenceConfigMixin, DPOConfig):
 
         > Parameters that control the data
 
+        fps (`float`, *optional*):
+            Frames per second of video. Defaults to the processor's (D2VLM), else to 1.
+        max_frames (`int`, *optional*):
+            Longer videos are sampled more thinly. Defaults to the processor's (D2VLM), else to 128.
         release_quirks (`bool`, *optional*, defaults to `False`):
             Build batches as the released code does where that is a fault: pairs without evidence are compared without
             their ends; spans outside the video are moved into it in silence. Part of the preset

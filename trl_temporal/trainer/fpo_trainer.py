@@ -4,12 +4,13 @@ from datasets.fingerprint import Hasher
 from peft import PeftModel
 from trl import DPOTrainer
 
+from ..data.chat_collator import ChatPreferenceCollator
 from ..data.collator import PreferenceCollator
 from ..models.d2vlm.modeling_d2vlm import STAGE_EVIDENCE
-from .evidence_mixin import EvidenceTrainerMixin, frame_cache
+from .evidence_mixin import EvidenceTrainerMixin, frame_cache, is_d2vlm
 from .evidence_sft_trainer import EvidenceSFTTrainer, load_processor
 from .fpo_config import FPOConfig
-from .fused_forward import EvidenceFusedOutput, add_evidence_head
+from .fused_forward import EvidenceFusedOutput, add_evidence_head, add_text_head
 
 
 class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
@@ -26,18 +27,21 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
     `accuracies/<factor>`.
 
     Args:
-        model (`str` or [`D2VLMForConditionalGeneration`] or `PeftModel`):
-            Model to train.
+        model (`str` or [`D2VLMForConditionalGeneration`] or `PreTrainedModel` or `PeftModel`):
+            Model to train. With `grounding_coef=0` also any video model of transformers: DPO that sees the video, on
+            responses whose spans are written as seconds. Its rows are not packed, and the evidence losses are left
+            out.
         ref_model (`PreTrainedModel`, *optional*):
             Reference model with `reference_free=False`; defaults to the initial model.
         args ([`FPOConfig`]):
             Configuration.
         data_collator (`Callable`, *optional*):
-            Defaults to [`~trl_temporal.data.collator.PreferenceCollator`] with a frame cache.
+            Defaults to [`~trl_temporal.data.collator.PreferenceCollator`] with a frame cache, for other models than a
+            D2VLM to [`~trl_temporal.data.chat_collator.ChatPreferenceCollator`].
         train_dataset (`datasets.Dataset` or `datasets.IterableDataset`):
             Rows with `videos`, `prompt`, `chosen`, `rejected`, `chosen_spans` and `rejected_spans`
             (`[start_s, end_s]` in seconds, one per event), and optionally `factor`.
-        processing_class ([`D2VLMProcessor`], *optional*):
+        processing_class (`ProcessorMixin`, *optional*):
             Defaults to the one saved with the model.
         **kwargs:
             As in [`~trl.DPOTrainer`]: `eval_dataset`, `callbacks`, `peft_config`, ...
@@ -70,9 +74,15 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
             args = FPOConfig("FPO")
         if args.reference_free and ref_model is not None:
             raise ValueError("`ref_model` was given, but `reference_free=True` uses none. Set `reference_free=False`.")
+        self._has_evidence = is_d2vlm(model, args)
+        if not self._has_evidence and args.grounding_coef != 0:
+            raise ValueError(
+                "`grounding_coef` weights the evidence tokens of a D2VLM, and this model has none. Set "
+                "`grounding_coef=0` for preference training on the words alone, in which spans are written as seconds."
+            )
         processing_class = processing_class or load_processor(model, args)
-        self.read_video = frame_cache(args, processing_class)
-        if data_collator is None:
+        self.read_video = frame_cache(args, processing_class, self._has_evidence)
+        if data_collator is None and self._has_evidence:
             data_collator = PreferenceCollator(
                 processing_class,
                 self.read_video,
@@ -80,6 +90,8 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
                 soft_targets=args.grounding_target == "soft",
                 release_quirks=args.release_quirks,
             )
+        elif data_collator is None:
+            data_collator = ChatPreferenceCollator(processing_class, self.read_video, args.max_length)
         self._outputs: list[EvidenceFusedOutput] = []
         self._has_evidence_head = False
         if args.reference_free:
@@ -107,6 +119,9 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
         for model in models:
             if self.args.disable_dropout:
                 disable_attention_dropout(model)
+            if not self._has_evidence:
+                add_text_head(model, on_output=self._outputs.append)
+                continue
             add_evidence_head(
                 model,
                 grounding_coef=self.args.grounding_coef,

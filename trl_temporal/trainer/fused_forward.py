@@ -108,6 +108,66 @@ def add_evidence_head(
     model.forward = types.MethodType(forward, model)
 
 
+def add_text_head(model: PreTrainedModel, *, on_output: Callable[[EvidenceFusedOutput], None]) -> None:
+    """
+    Wraps the fused forward of a model without evidence tokens, so that the trainers see it as they see a D2VLM, and
+    that it never trains blind.
+
+    Args:
+        model (`PreTrainedModel`):
+            Video model that TRL gave a fused LM head (not a `PeftModel`, but its base).
+        on_output (`Callable`):
+            Receives each [`EvidenceFusedOutput`]; its grounding log-probabilities are 0.
+
+    Raises:
+        ValueError: if the model has no vision tower.
+    """
+    fused_forward = model.forward
+    tower = vision_tower(model)
+    head = model.get_output_embeddings()
+    if not hasattr(head, "bias"):
+        head.bias = None  # peft's TrainableTokensWrapper has none, and the fused head reads it
+
+    @functools.wraps(type(model).forward)  # `generate` validates its inputs against the signature
+    def forward(self, *args, fused_lm_head=False, labels=None, **inputs):
+        if not fused_lm_head:
+            return fused_forward(*args, labels=labels, **inputs)
+        calls = []
+        handle = tower.register_forward_hook(lambda *_: calls.append(None))
+        try:
+            output = fused_forward(*args, fused_lm_head=True, labels=labels, **inputs)
+        finally:
+            handle.remove()
+        pixels = [name for name in inputs if name.startswith("pixel_values")]
+        if pixels and not calls:
+            raise RuntimeError(
+                f"{type(self).__name__} was given `{pixels[0]}`, but its vision tower was not called: it trains "
+                "blind. Check that the chat template and the processor belong to this model."
+            )
+        output = EvidenceFusedOutput(**output, text_log_probs=output.log_probs)
+        output.grounding_log_probs = output.log_probs.new_zeros(len(output.log_probs))
+        on_output(output)
+        return output
+
+    model.forward = types.MethodType(forward, model)
+
+
+def vision_tower(model: PreTrainedModel) -> torch.nn.Module:
+    """
+    The vision tower of a model of transformers.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    tower = model.get_encoder(modality="video")
+    if tower in (model, model.base_model):  # what transformers returns where it finds none
+        raise ValueError(
+            f"{type(model).__name__} has no vision tower, so it cannot see a video. Use a video model, or the "
+            "trainers of TRL for text."
+        )
+    return tower
+
+
 def frame_spans(inputs: dict) -> torch.Tensor:
     """The ends of the spans of a batch, `(rows, E, 2)`, in frames."""
     if inputs.get("evidence_spans") is None:

@@ -1,0 +1,138 @@
+# Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
+"""Plain preference training and fine-tuning of stock video models: TRL's trainers that see the video."""
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+
+from tests.helpers import MIXED_PAIRS, MIXED_ROWS, noise_video, train
+from tests.test_text_generation import PLAIN, build
+from trl_temporal import EvidenceSFTConfig, EvidenceSFTTrainer, FPOConfig, FPOTrainer
+from trl_temporal.data.chat_collator import ChatCollator, ChatPreferenceCollator
+from trl_temporal.trainer.fused_forward import vision_tower
+
+NO_EVIDENCE = {"evidence_coef": 0.0, "consistency_coef": 0.0}
+# Videos of one length, for families that stack them.
+PAIRS = [{**row, "videos": [{"path": "noise-0-8"}] if row["videos"] else []} for row in MIXED_PAIRS]
+ROWS = [{**row, "videos": [{"path": "noise-0-8"}] if row["videos"] else []} for row in MIXED_ROWS]
+
+
+def other_video(entry):
+    return noise_video("noise-9-8")
+
+
+def fpo(family, config, read_video=noise_video, pairs=PAIRS, **settings):
+    model, processor = build(family)
+    ref_model, peft_config = settings.pop("ref_model", None), settings.pop("peft_config", None)
+    defaults = {"grounding_coef": 0.0, "cache_frames": False, "per_device_train_batch_size": len(pairs)}
+    return FPOTrainer(
+        model,
+        ref_model,
+        args=config(FPOConfig, **{**defaults, **settings}),
+        data_collator=ChatPreferenceCollator(processor, read_video),
+        train_dataset=Dataset.from_list(pairs),
+        processing_class=processor,
+        peft_config=peft_config,
+    )
+
+
+def sft(family, config, read_video=noise_video, rows=ROWS, **settings):
+    model, processor = build(family)
+    defaults = {**NO_EVIDENCE, "cache_frames": False, "per_device_train_batch_size": len(rows)}
+    return EvidenceSFTTrainer(
+        model,
+        args=config(EvidenceSFTConfig, **{**defaults, **settings}),
+        data_collator=ChatCollator(processor, read_video),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=processor,
+    )
+
+
+def count_calls(module):
+    calls = []
+    module.register_forward_hook(lambda *_: calls.append(None))
+    return calls
+
+
+@pytest.mark.parametrize("family", PLAIN)
+@pytest.mark.parametrize("make", [fpo, sft])
+def test_the_video_is_seen(make, family, config):
+    """The tower is called, a row without video goes along, and another video is another loss."""
+    losses = []
+    for read_video in (noise_video, noise_video, other_video):
+        trainer = make(family, config, read_video)
+        calls = count_calls(vision_tower(trainer.model))
+        (gradients,) = train(trainer)
+        assert calls and all(torch.isfinite(gradient).all() for gradient in gradients.values())
+        losses.append(trainer.state.log_history[0]["loss"])
+    assert losses[0] == losses[1] != losses[2]
+    log = trainer.state.log_history[0]
+    assert log["loss/grounding"] == log["loss/consistency"] == 0
+
+
+@pytest.mark.parametrize("family", PLAIN)
+def test_rewards_are_zero_before_the_first_step(family, config):
+    trainer = fpo(family, config, reference_free=False, ref_model=build(family)[0])
+    trainer.train()
+    log = trainer.state.log_history[0]
+    for name in ("rewards/chosen", "rewards/rejected", "rewards/margins"):
+        assert log[name] == 0, name
+
+
+def test_the_log_probabilities_are_the_models_own(config):
+    """Of a pair alone, against a plain forward of the untouched model."""
+    trainer = fpo("qwen2_5_vl", config, pairs=PAIRS[:1])
+    batch = trainer.data_collator(PAIRS[:1])
+    trainer.train()
+    model, _ = build("qwen2_5_vl")
+    inputs = {name: value for name, value in batch.items() if torch.is_tensor(value) and name != "completion_mask"}
+    with torch.no_grad():
+        logits = model.eval()(**inputs).logits[:, :-1].log_softmax(-1)
+    token_log_probs = logits.gather(-1, batch["input_ids"][:, 1:, None]).squeeze(-1)
+    chosen, rejected = (token_log_probs * batch["completion_mask"][:, 1:]).sum(-1).tolist()
+    log = trainer.state.log_history[0]
+    assert log["logps/chosen"] == pytest.approx(chosen, rel=1e-4)
+    assert log["logps/rejected"] == pytest.approx(rejected, rel=1e-4)
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_the_vision_tower_is_frozen_unless_asked(freeze, config):
+    trainer = sft("qwen2_5_vl", config, freeze_vision_tower=freeze)
+    (gradients,) = train(trainer)
+    assert any("visual" in name for name in gradients) is not freeze
+
+
+def test_lora(config):
+    lora = LoraConfig(task_type="CAUSAL_LM", target_modules=r".*language_model.*\.(q_proj|v_proj)$")
+    trainer = fpo("qwen2_5_vl", config, peft_config=lora, reference_free=False)
+    (gradients,) = train(trainer)
+    assert gradients and all("lora" in name for name in gradients)
+    assert trainer.state.log_history[0]["rewards/chosen"] == 0
+
+
+def test_a_model_that_does_not_call_its_tower_is_stopped(config, monkeypatch):
+    trainer = sft("qwen2_5_vl", config)
+    base = trainer.model.model
+
+    def blind(*args, pixel_values_videos=None, video_grid_thw=None, **kwargs):
+        return type(base).forward(base, *args, **kwargs)
+
+    monkeypatch.setattr(base, "forward", blind)
+    with pytest.raises(RuntimeError, match="trains blind"):
+        trainer.train()
+
+
+def test_what_needs_evidence_tokens_is_refused(config):
+    with pytest.raises(ValueError, match="grounding_coef=0"):
+        fpo("qwen2_5_vl", config, grounding_coef=1.0)
+    with pytest.raises(ValueError, match="Set both to 0"):
+        sft("qwen2_5_vl", config, evidence_coef=1.0)
+
+
+def test_a_text_model_is_refused():
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    model = Qwen2ForCausalLM(Qwen2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=50))
+    with pytest.raises(ValueError, match="no vision tower"):
+        vision_tower(model)

@@ -96,6 +96,39 @@ def test_the_log_probabilities_are_the_models_own(config):
     assert log["logps/rejected"] == pytest.approx(rejected, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("trainer_class", "config_class", "collator_class", "settings"),
+    [
+        (FPOTrainer, FPOConfig, ChatPreferenceCollator, {"grounding_coef": 0.0}),
+        (EvidenceSFTTrainer, EvidenceSFTConfig, ChatCollator, NO_EVIDENCE),
+    ],
+)
+def test_videos_are_sampled_as_the_configuration_says(
+    trainer_class, config_class, collator_class, settings, config, event_world, preferences, tmp_path
+):
+    """Real files, the default collator, and a model card that does not call it a D2VLM."""
+    model, processor = build("qwen2_5_vl")
+    args = config(config_class, fps=0.5, max_frames=4, frame_cache_dir=str(tmp_path), **settings)
+    rows = preferences if trainer_class is FPOTrainer else event_world["train"]
+    trainer = trainer_class(model, args=args, train_dataset=rows.select(range(2)), processing_class=processor)
+    assert isinstance(trainer.data_collator, collator_class)
+    video = trainer.read_video(rows[0]["videos"][0])
+    assert len(video.frames) == 4 and video.timestamps_s[1] > 1.9
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] > 0
+    trainer.create_model_card()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "trl_temporal" in card and "- d2vlm" not in card
+
+
+def test_a_d2vlm_keeps_the_sampling_that_it_was_trained_with(tiny, config, event_world):
+    model, processor = tiny
+    args = config(EvidenceSFTConfig, fps=1.0, max_frames=6)
+    trainer = EvidenceSFTTrainer(model, args=args, train_dataset=event_world["train"], processing_class=processor)
+    assert (processor.fps, processor.max_frames) == (1.0, 6)
+    assert len(trainer.read_video(event_world["train"][0]["videos"][0]).frames) == 6
+
+
 @pytest.mark.parametrize("freeze", [True, False])
 def test_the_vision_tower_is_frozen_unless_asked(freeze, config):
     trainer = sft("qwen2_5_vl", config, freeze_vision_tower=freeze)

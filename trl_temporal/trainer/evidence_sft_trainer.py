@@ -76,6 +76,8 @@ class EvidenceSFTTrainer(EvidenceTrainerMixin, SFTTrainer):
                 "`evidence_coef` and `consistency_coef` weight the evidence tokens of a D2VLM, and this model has "
                 "none. Set both to 0 for fine-tuning on the words alone, in which spans are written as seconds."
             )
+        if not self._has_evidence:
+            self._tag_names = [tag for tag in self._tag_names if tag != "d2vlm"]
         processing_class = processing_class or load_processor(model, args)
         self.read_video = frame_cache(args, processing_class, self._has_evidence)
         if data_collator is None and self._has_evidence:

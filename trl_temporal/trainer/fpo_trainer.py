@@ -80,6 +80,8 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
                 "`grounding_coef` weights the evidence tokens of a D2VLM, and this model has none. Set "
                 "`grounding_coef=0` for preference training on the words alone, in which spans are written as seconds."
             )
+        if not self._has_evidence:
+            self._tag_names = [tag for tag in self._tag_names if tag != "d2vlm"]
         processing_class = processing_class or load_processor(model, args)
         self.read_video = frame_cache(args, processing_class, self._has_evidence)
         if data_collator is None and self._has_evidence:

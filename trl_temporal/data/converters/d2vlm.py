@@ -153,12 +153,12 @@ def sft_row_from_d2vlm(
 
     ```python
     >>> from trl_temporal.data.converters.d2vlm import sft_row_from_d2vlm
-    >>> question = {"from": "human", "value": "<image>\nWhen does the dog jump?"}
+    >>> question = {"from": "human", "value": "<image>\\nWhen does the dog jump?"}
     >>> answer = {"from": "gpt", "value": "<evi> </evi> It jumps in <evi>."}
     >>> record = {"video": "a.mp4", "duration": 9.5, "conversations": [question, answer], "tgt": [2.0, 3.5]}
     >>> row = sft_row_from_d2vlm(record, id="a")
     >>> row["spans"], row["prompt"][0]["content"]
-    ([[2.0, 3.5]], [{'type': 'video'}, {'type': 'text', 'text': '\nWhen does the dog jump?'}])
+    ([[2.0, 3.5]], [{'type': 'video'}, {'type': 'text', 'text': '\\nWhen does the dog jump?'}])
     ```
     """
     row, changes = _sft_row(record, id, video_root)

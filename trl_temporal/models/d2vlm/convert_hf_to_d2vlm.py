@@ -73,8 +73,8 @@ def convert_hf_to_d2vlm(
     Example:
 
     ```python
-    >>> report = convert_hf_to_d2vlm("outputs/sft", "sft-for-the-released-code")
-    >>> report.joined["model.vision_tower.encoder.layers.0.self_attn.qkv.bias"]
+    >>> report = convert_hf_to_d2vlm("outputs/sft", "sft-for-the-released-code")  # doctest: +SKIP
+    >>> report.joined["model.vision_tower.encoder.layers.0.self_attn.qkv.bias"]  # doctest: +SKIP
     'model.vision_tower.vision_tower.blocks.0.attn.q_bias, v_bias'
     ```
     """

@@ -745,11 +745,12 @@ class D2VLMForConditionalGeneration(D2VLMPreTrainedModel, GenerationMixin):
     ```python
     >>> from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    >>> model = AutoModelForImageTextToText.from_pretrained("org/d2vlm", trust_remote_code=True)
-    >>> processor = AutoProcessor.from_pretrained("org/d2vlm", trust_remote_code=True)
-    >>> inputs = processor(text=text, videos=[frames], return_tensors="pt")
-    >>> output = model.generate(**inputs, max_new_tokens=64, return_dict_in_generate=True)
-    >>> processor.post_process_grounded(output, inputs, timestamps_s=[timestamps_s], duration_s=[duration_s])
+    >>> model = AutoModelForImageTextToText.from_pretrained("org/d2vlm", trust_remote_code=True)  # doctest: +SKIP
+    >>> processor = AutoProcessor.from_pretrained("org/d2vlm", trust_remote_code=True)  # doctest: +SKIP
+    >>> inputs = processor(text=text, videos=[frames], return_tensors="pt")  # doctest: +SKIP
+    >>> output = model.generate(**inputs, max_new_tokens=64, return_dict_in_generate=True)  # doctest: +SKIP
+    >>> times = {"timestamps_s": [timestamps_s], "duration_s": [duration_s]}  # doctest: +SKIP
+    >>> processor.post_process_grounded(output, inputs, **times)  # doctest: +SKIP
     ```
     """
 

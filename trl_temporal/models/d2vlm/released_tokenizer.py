@@ -54,8 +54,8 @@ def build_qformer_tokenizer(vocab_file: str | PathLike) -> PreTrainedTokenizerFa
     Example:
 
     ```python
-    >>> tokenizer = build_qformer_tokenizer("bert-base-uncased/vocab.txt")
-    >>> tokenizer.convert_ids_to_tokens(tokenizer("When?")["input_ids"])
+    >>> tokenizer = build_qformer_tokenizer("bert-base-uncased/vocab.txt")  # doctest: +SKIP
+    >>> tokenizer.convert_ids_to_tokens(tokenizer("When?")["input_ids"])  # doctest: +SKIP
     ['[CLS]', 'when', '?', '[SEP]']
     ```
     """

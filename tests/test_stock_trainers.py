@@ -156,6 +156,15 @@ def test_a_model_that_does_not_call_its_tower_is_stopped(config, monkeypatch):
         trainer.train()
 
 
+def test_a_collator_that_drops_the_videos_is_stopped(config):
+    trainer = sft("qwen2_5_vl", config, rows=ROWS[:2])
+    collate = trainer.data_collator
+    kept = ("input_ids", "attention_mask", "labels")
+    trainer.data_collator = lambda rows: {name: collate(rows)[name] for name in kept}
+    with pytest.raises(RuntimeError, match="column 'videos'.*train blind"):
+        trainer.train()
+
+
 def test_what_needs_evidence_tokens_is_refused(config):
     with pytest.raises(ValueError, match="grounding_coef=0"):
         fpo("qwen2_5_vl", config, grounding_coef=1.0)

@@ -203,9 +203,25 @@ class EvidenceTrainerMixin:
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batch_samples, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.state.global_step == 0:
+            self._refuse_blind_batches(batch_samples)
         counts = sum((self._count(batch) for batch in batch_samples), torch.zeros(2, dtype=torch.long))
         self._step_counts = self.accelerator.reduce(counts.to(device), reduction="sum")
         return batch_samples, num_items_in_batch
+
+    def _refuse_blind_batches(self, batches: list[dict]) -> None:
+        """A collator of one's own may leave the videos out; then the model would train without an error, and blind."""
+        dataset = self.train_dataset
+        if isinstance(dataset, datasets.IterableDataset) or "videos" not in dataset.column_names:
+            return
+        if any(name.startswith("pixel_values") for batch in batches for name in batch):
+            return
+        if all(dataset.select_columns(["videos"])["videos"]):
+            raise RuntimeError(
+                "every row has a video in its column 'videos', but the first batches hold no pixel values (only "
+                f"{', '.join(batches[0])}): the model would train blind. Use the trainer's own collator, or return "
+                "what the processor makes of the videos."
+            )
 
     def _count(self, batch: dict) -> torch.Tensor:
         """Grounded rows and labelled tokens of the responses that are learnt from."""

@@ -140,7 +140,11 @@ def test_right_answers_reach_the_top(name, has_evidence, tmp_path):
     assert scores.problems == []
     assert bench.score([], references).metrics[HEADLINES[name][0]] == 0
 
-    # Written and read in the original form, they score the same.
+    # So do they as a run writes them, and in the original form.
+    fields = ("id", "text", "evidence", "response", "duration_s")
+    own = tmp_path / "predictions.jsonl"
+    own.write_text("".join(json.dumps({name: vars(answer)[name] for name in fields}) + "\n" for answer in answers))
+    assert bench.score(read_predictions(own, bench, references), references).metrics == scores.metrics
     for file, content in bench.to_original(answers, references).items():
         text = "\n".join(map(json.dumps, content)) if file.endswith(".jsonl") else json.dumps(content)
         (tmp_path / file).write_text(text)
@@ -230,6 +234,21 @@ def test_missing_videos_are_counted(tmp_path):
     assert row["videos"][0]["path"] == str(tmp_path / "AB1.mp4")
     with pytest.raises(FileNotFoundError, match="1 videos of 1 samples"):
         make_rows(bench, references, wordings, tmp_path, False)
+
+
+def test_broken_prediction_files_are_named(tmp_path):
+    write_annotations("charades_sta", tmp_path)
+    file = tmp_path / "answers.jsonl"
+    for text, message in (
+        ('{"id": "0", "text": "1 - 2"}\n{"id": "1"', "line 2"),
+        ('{"id": "0", "text": "1 - 2"}\n{"text": "x"}\n', "line 2: has no field 'id'"),
+        ('{"id": "0", "text": "1 - 2"}\n[1]\n', "line 2"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            score_predictions(file, "charades_sta", tmp_path)
+    file.write_text('{"id": 0, "text": "2 - 6.5"}\n\n{"id": 1, "text": "0 - 1"}\n')
+    assert score_predictions(file, "charades_sta", tmp_path).metrics["R1@0.7"] == 50
 
 
 def test_unknown_benchmarks():

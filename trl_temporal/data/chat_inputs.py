@@ -22,6 +22,8 @@ from .schema import RowError, coerce_videos, strip_none_parts
 # timestamps themselves, whatever the frame rate of the file does.
 CLOCK_HZ = 1000
 
+DEFAULT_FPS, DEFAULT_MAX_FRAMES = 1.0, 128  # stock processors say nothing about sampling that a decoder could follow
+
 
 class EncodedPrompts(NamedTuple):
     """

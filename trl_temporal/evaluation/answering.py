@@ -9,13 +9,12 @@ from typing import Any, Literal
 
 from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
 
+from ..data.chat_inputs import DEFAULT_FPS, DEFAULT_MAX_FRAMES
 from ..data.frame_cache import FrameCache
 from ..video import VideoError
 from .generation import generate_answers
 from .run_folder import SavedAnswer
 from .text_generation import generate_texts
-
-TEXT_FPS, TEXT_MAX_FRAMES = 1.0, 128  # of models whose processor says nothing about sampling
 
 OnBadSample = Literal["raise", "skip"]
 
@@ -60,8 +59,8 @@ class Answering:
             self.max_frames = self.max_frames or self.processor.max_frames
             self.size = self.processor.image_size
         else:
-            self.fps = self.fps or TEXT_FPS
-            self.max_frames = self.max_frames or TEXT_MAX_FRAMES
+            self.fps = self.fps or DEFAULT_FPS
+            self.max_frames = self.max_frames or DEFAULT_MAX_FRAMES
 
     def settings(self) -> dict[str, Any]:
         """What of this decides the answers."""

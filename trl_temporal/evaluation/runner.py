@@ -16,9 +16,11 @@ from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
+from ..data.converters.annotation_files import read_json_lines
 from ..data.shards import shard_range
 from .answering import Answering, OnBadSample, has_evidence
 from .benchmarks import GENERATED
+from .benchmarks.common import line_records
 from .benchmarks.loading import check_scorer, choose_prompts, default_video_root, load_benchmark, make_rows
 from .loading import describe_model, load_config, load_model
 from .metrics.scores import Problem, Scores
@@ -308,7 +310,7 @@ def _score_run(
 def _score(
     bench: ModuleType,
     predictions: Sequence[Mapping[str, Any]],
-    references: Sequence[Mapping[str, Any]] | None,
+    references: Sequence[Mapping[str, Any]],
     scorer: str | None,
     sentence_model: str | None,
 ) -> dict[str, Scores]:
@@ -325,26 +327,45 @@ def _score(
 
 
 def read_predictions(
-    path: Path, bench: ModuleType, references: Sequence[Mapping[str, Any]] | None
-) -> list[dict[str, Any]]:
-    """Predictions of a file in our form, an object a line with `id`, or in that of the benchmark's original scorer."""
-    if path.suffix == ".jsonl":
-        with open(path, encoding="utf-8") as lines:
-            first = json.loads(next(lines, "{}"))
-        if "id" in first and "qid" not in first:
-            return _own_predictions(path)
-    return bench.read_predictions(path, references)
+    path: Path, bench: ModuleType, references: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """
+    Predictions of a file.
 
+    Args:
+        path (`Path`):
+            JSON lines with an `id`, with `text` or `spans`, or as a run writes them (`predictions.jsonl`); or a file
+            in the form of the benchmark's original scorer.
+        bench (module):
+            The benchmark.
+        references (`Sequence[Mapping]`):
+            Its records.
 
-def _own_predictions(path: Path) -> list[dict[str, Any]]:
+    Returns:
+        `list[dict]`: what the benchmark's metric takes.
+
+    Raises:
+        ValueError: if a line is no JSON object, or has no id; the message names it.
+    """
+    first = next(iter(read_json_lines(path)), None) if path.suffix == ".jsonl" else None
+    if first is None or not isinstance(first.data, dict) or "id" not in first.data or "qid" in first.data:
+        return bench.read_predictions(path, references)
+    records = {reference["id"]: reference for reference in references}
     given = []
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                prediction = json.loads(line)
-                given.append({**prediction, "id": str(prediction["id"])})
-            except (ValueError, KeyError, TypeError):
-                raise ValueError(f"{path}, line {number}: is no object with an id. Write it again.") from None
+    for prediction in line_records(path, "id"):
+        prediction["id"] = str(prediction["id"])
+        if "response" in prediction and prediction["id"] in records:  # of a run
+            answer = SavedAnswer(
+                id=prediction["id"],
+                text=str(prediction.get("text") or ""),
+                evidence=prediction.get("evidence"),
+                response=prediction["response"],
+                truth=[],
+                duration_s=0.0,
+                timestamps_s=[],
+            )
+            prediction = bench.to_prediction(answer, records[answer.id])
+        given.append(prediction)
     return given
 
 

@@ -14,7 +14,13 @@ import torch
 from tqdm import tqdm
 from transformers import BatchFeature
 
-from ..data.chat_inputs import encode_prompts, read_videos, takes_any_length
+from ..data.chat_inputs import (
+    DEFAULT_FPS,
+    DEFAULT_MAX_FRAMES,
+    encode_prompts,
+    read_videos,
+    takes_any_length,
+)
 from ..video import Video, load_row_video, probe_video
 from .generation import read_ahead
 
@@ -46,8 +52,8 @@ def generate_texts(
     *,
     batch_size: int = 8,
     max_new_tokens: int = 256,
-    fps: float = 1.0,
-    max_frames: int | None = 128,
+    fps: float = DEFAULT_FPS,
+    max_frames: int | None = DEFAULT_MAX_FRAMES,
     size: int | None = None,
     do_sample: bool = False,
     read_video: Callable | None = None,

@@ -11,6 +11,7 @@ from peft import PeftModel
 from transformers import AutoConfig, PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint, has_length
 
+from ..data.chat_inputs import DEFAULT_FPS, DEFAULT_MAX_FRAMES
 from ..data.frame_cache import FrameCache
 from ..data.sampler import VideoGroupSampler
 from ..data.scan import apply_manifest
@@ -20,8 +21,6 @@ from ..losses import consistency_l1, grounding_bce, soft_targets
 from ..models.d2vlm.modeling_d2vlm import STAGE_EVIDENCE, STAGE_RESPONSE, D2VLMForConditionalGeneration
 from .callbacks import InterruptCallback
 from .fused_forward import EvidenceFusedOutput, frame_spans, vision_tower
-
-STOCK_FPS, STOCK_MAX_FRAMES = 1.0, 128  # of models whose processor says nothing about sampling
 
 
 def frame_cache(args, processor, has_evidence: bool) -> FrameCache:
@@ -43,7 +42,7 @@ def frame_cache(args, processor, has_evidence: bool) -> FrameCache:
     if args.cache_frames:
         root = args.frame_cache_dir or os.path.join(datasets.config.HF_CACHE_HOME, "trl_temporal", "frames")
     if not has_evidence:
-        fps, max_frames = args.fps or STOCK_FPS, args.max_frames or STOCK_MAX_FRAMES
+        fps, max_frames = args.fps or DEFAULT_FPS, args.max_frames or DEFAULT_MAX_FRAMES
         return FrameCache(root, fps=fps, size=None, max_frames=max_frames, backend=args.video_backend)
     processor.fps = args.fps or processor.fps
     processor.max_frames = args.max_frames or processor.max_frames

@@ -89,7 +89,7 @@ def _checked(record: Any, key: str | None, where: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise ValueError(f"{where}: {record}")
     if key is not None and key not in record:
-        raise ValueError(f"{where}: has no field {key!r}. Pass the annotation file of this benchmark.")
+        raise ValueError(f"{where}: has no field {key!r}. Pass a file of this benchmark.")
     return record
 
 

@@ -111,8 +111,14 @@ def response_in_seconds(response: str, spans: Sequence[Sequence[float]]) -> str:
         )
     text = pieces[0]
     for (start_s, end_s), piece in zip(spans, pieces[1:], strict=True):
-        text += f"{round(float(start_s), 3)} - {round(float(end_s), 3)}{piece}"
+        text += format_interval((start_s, end_s)) + piece
     return text
+
+
+def format_interval(span: Sequence[float]) -> str:
+    """An interval as models write it and scorers read it: `"12.0 - 15.5"`, to the millisecond."""
+    start_s, end_s = (round(float(value), 3) for value in span)
+    return f"{start_s} - {end_s}"
 
 
 def prompt_messages(row: dict) -> list[dict]:

@@ -13,6 +13,7 @@ from ..data.chat_inputs import DEFAULT_FPS, DEFAULT_MAX_FRAMES
 from ..data.frame_cache import FrameCache
 from ..video import VideoError
 from .generation import generate_answers
+from .metrics.grounding import truth_spans
 from .run_folder import SavedAnswer
 from .text_generation import generate_texts
 
@@ -163,5 +164,4 @@ class Answering:
 
 
 def _truth(row: Mapping[str, Any]) -> list[list[float]]:
-    spans = row.get("response_spans")
-    return [list(map(float, span)) for span in (row["spans"] if spans is None else spans)]
+    return [list(map(float, span)) for span in truth_spans(row)]

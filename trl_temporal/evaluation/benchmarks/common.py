@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...data.chat_inputs import format_interval
 from ...data.converters.annotation_files import read_json_lines, read_json_list
 from ...data.grammar import EVI, EVI_END
 from ...data.rows import VIDEO_FIELDS
@@ -146,12 +147,6 @@ def evaluation_row(
         "spans": [list(map(float, span)) for span in spans],
         "duration": duration,
     }
-
-
-def format_interval(span: Sequence[float]) -> str:
-    """An interval as the scorers read it: `"12.0 - 15.5"`, to the millisecond."""
-    start_s, end_s = (round(float(value), 3) for value in span)
-    return f"{start_s} - {end_s}"
 
 
 def in_words(text: str, spans: Sequence[Sequence[float]] | None) -> str:

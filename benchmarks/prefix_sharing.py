@@ -21,6 +21,7 @@ from trl_temporal.data.event_world import simulate, video_rows
 from trl_temporal.models.tiny import build_tiny_d2vlm
 from trl_temporal.synthesis.preference import make_preference_row
 from trl_temporal.trainer.fused_forward import add_evidence_head
+from trl_temporal.trainer.shared_videos import SharedVideos
 from trl_temporal.video import Video
 
 
@@ -76,6 +77,7 @@ def main() -> None:
                 grounding_coef=1.0,
                 soft_target_base=None,
                 prefix_sharing=prefix_sharing,
+                videos=SharedVideos(frozen=False),
                 on_output=lambda output: None,
             )
             batch = make_batch(processor, args.num_pairs, num_frames)

@@ -10,6 +10,10 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # the examples and recipes are scripts, not part of the package
+
+from tests.torchvision_shim import load_torchvision  # noqa: E402
+
+load_torchvision()  # before transformers, which looks for torchvision once
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 

@@ -2,22 +2,19 @@
 """
 What the collators make of rows for stock models, token by token.
 
-Models and the text side of their processors are those of transformers, tiny and random; video processors are plain.
+Models and processors are those of transformers, tiny and random.
 """
 
 import functools
-import importlib
 
 import numpy as np
 import pytest
 import torch
-import transformers
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
-from tests import test_text_generation as stock
+from tests.families import FAMILIES, build, watch_videos
 from tests.helpers import assistant, noise_video, preference_row, sft_row, user
-from tests.test_text_generation import FAMILIES, StackVideos
 from tests.test_video import make_clip
 from trl_temporal.data.chat_collator import ChatCollator, ChatPreferenceCollator
 from trl_temporal.data.chat_inputs import encode_prompts, prompt_messages, response_in_seconds
@@ -25,6 +22,9 @@ from trl_temporal.data.schema import RowError
 from trl_temporal.evaluation.benchmarks.common import format_interval
 from trl_temporal.evaluation.text_generation import generate_texts
 from trl_temporal.video import load_row_video
+
+# SmolVLM is told whole seconds, and the videos of noise have two frames in each.
+pytestmark = pytest.mark.filterwarnings("ignore:row .* frames per second")
 
 ROWS = [
     sft_row("<evi> </evi> It happens in <evi>.", [[0.5, 1.5]], video="noise-1-6", id="a"),
@@ -69,37 +69,18 @@ PAIRS = [
         ref_rejected_logps=-4.0,
     ),
 ]
-END = "<|end|>"
+END = "<|im_end|>\n"  # of the Qwens and InternVL
 
 
-class SmolVideos(StackVideos):
-    """What the video processor of SmolVLM does to videos of one length, less the resizing."""
-
-    num_frames, fps = 64, 1  # asked for, and not used
-
-    def preprocess(self, videos):
-        return {"pixel_values": torch.stack(videos), "video_metadata": self.metadata}
-
-
-@pytest.fixture
-def build(monkeypatch):
-    """Makes a model and its processor, in families whose video processors need torchvision too."""
-    monkeypatch.setattr(transformers, "SmolVLMVideoProcessor", lambda **kwargs: SmolVideos())
-    monkeypatch.setattr(transformers, "InternVLVideoProcessor", lambda **kwargs: StackVideos())
-    processing = importlib.import_module("transformers.models.smolvlm.processing_smolvlm")
-    monkeypatch.setattr(processing, "num2words", str)
-
-    def make(family):
-        model, processor = stock.build(family)
-        if family == "smolvlm":  # it renders videos with a template of its own, which ends a turn so
-            processor.tokenizer.eos_token = "<end_of_utterance>"
-        return model, processor
-
-    return make
+def learned_text(family, response):
+    """A response as the template of a family writes it behind the generation prompt."""
+    if family == "smolvlm":
+        return f" {response}<end_of_utterance>\n"
+    return f"{response}<|im_end|>" if family == "llava_onevision" else response + END
 
 
 @pytest.fixture
-def qwen(build):
+def qwen():
     return build("qwen2_5_vl")[1]
 
 
@@ -125,7 +106,7 @@ def check_padding(batch):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_labels_are_on_the_response_and_prompts_are_those_of_generation(build, family):
+def test_labels_are_on_the_response_and_prompts_are_those_of_generation(family):
     model, processor = build(family)
     batch = ChatCollator(processor, noise_video)(ROWS)
     mask, learned = check_padding(batch), batch["labels"] != -100
@@ -135,15 +116,14 @@ def test_labels_are_on_the_response_and_prompts_are_those_of_generation(build, f
     for row, text, expected, prompt in zip(
         range(len(ROWS)), texts, RESPONSES, prompts_of_generation(processor, ROWS), strict=True
     ):
-        smol_video = family == "smolvlm" and ROWS[row]["videos"]
-        assert text == (f" {expected}<end_of_utterance>\n" if smol_video else expected + END)
+        assert text == learned_text(family, expected)
         ids = batch["input_ids"][row, mask[row]]
         assert ids[: len(prompt)].tolist() == prompt
         assert learned[row, mask[row]].tolist() == [False] * len(prompt) + [True] * (len(ids) - len(prompt))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_batch_equals_its_rows_and_the_loss_sees_the_video(build, family):
+def test_a_batch_equals_its_rows_and_the_loss_sees_the_video(family):
     model, processor = build(family)
     collate = ChatCollator(processor, noise_video)
 
@@ -163,14 +143,13 @@ def test_a_batch_equals_its_rows_and_the_loss_sees_the_video(build, family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_pairs_have_the_layout_of_trl(build, family):
+def test_pairs_have_the_layout_of_trl(family):
     model, processor = build(family)
     batch = ChatPreferenceCollator(processor, noise_video)(PAIRS)
     mask, learned = check_padding(batch), batch["completion_mask"].bool()
-    texts = [text.replace("<end_of_utterance>\n", END).strip() for text in responses(processor, batch, learned)]
     expected = ["It happens in 0.5 - 1.5.", "Hello there.", "Nothing."]
     expected += ["It happens in 0.5 - 1.5 and 2.0 - 2.75.", "No.", "A disc 0.0 - 0.5."]
-    assert texts == [text + END for text in expected]
+    assert responses(processor, batch, learned) == [learned_text(family, text) for text in expected]
     prompts = prompts_of_generation(processor, PAIRS)
     for ids, given, marked, prompt in zip(batch["input_ids"], mask, learned, prompts * 2, strict=True):
         assert ids[given & ~marked].tolist() == prompt
@@ -200,14 +179,10 @@ def test_pairs_without_what_passes_through(qwen):
 
 
 def test_a_video_is_read_once_a_batch_and_processed_once_a_pair(qwen, monkeypatch):
-    read, processed = [], []
-    process = qwen.video_processor.preprocess
-    monkeypatch.setattr(
-        type(qwen.video_processor), "preprocess", lambda self, videos: processed.append(len(videos)) or process(videos)
-    )
+    read, processed = [], watch_videos(monkeypatch, qwen)
     collate = ChatPreferenceCollator(qwen, lambda entry: read.append(entry["path"]) or noise_video(entry))
     collate([*PAIRS, PAIRS[0]])
-    assert (read, processed) == (["noise-1-6", "noise-2-6"], [3])
+    assert (read, [len(call["videos"]) for call in processed]) == (["noise-1-6", "noise-2-6"], [3])
 
 
 def test_text_alone(qwen):
@@ -217,29 +192,33 @@ def test_text_alone(qwen):
     assert len(batch["input_ids"]) == 2 and "pixel_values_videos" not in batch
 
 
-def test_patched_videos_may_differ_in_length_and_stacked_ones_may_not(build, qwen):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_patched_videos_may_differ_in_length_and_stacked_ones_may_not(family):
     rows = [*ROWS, sft_row("</evi> No.", [], video="noise-4-9", id="e")]
-    batch = ChatCollator(qwen, noise_video)(rows)
-    assert batch["video_grid_thw"].tolist() == [[3, 2, 2], [3, 2, 2], [3, 2, 2], [5, 2, 2]]
-    processor = build("llava_onevision")[1]
+    collate = ChatCollator(build(family)[1], noise_video)
+    if "qwen" in family:
+        assert collate(rows)["video_grid_thw"].tolist() == [[3, 4, 4], [3, 4, 4], [3, 4, 4], [5, 4, 4]]
+        return
     message = r"stacks .* row 'a' has 6, row 'b' has 6, row 'd' has 6, row 'e' has 9. Sample a fixed `num_frames`"
     with pytest.raises(RowError, match=message):
-        ChatCollator(processor, noise_video)(rows)
-    ChatCollator(processor, noise_video)(rows[-1:])
+        collate(rows)
+    collate(rows[-1:])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_processor_is_told_the_times(build, family):
+def test_the_processor_is_told_the_times(family, monkeypatch):
     processor = build(family)[1]
+    told = watch_videos(monkeypatch, processor)
     video = noise_video("noise-1-6")
     video.timestamps_s, video.duration_s = np.array([0.0, 0.25, 1.0, 1.5, 2.0004, 2.5]), 2.75
     ChatPreferenceCollator(processor, lambda entry: video)(PAIRS[:1])
-    (metadata,) = processor.video_processor.metadata
-    assert processor.video_processor.do_sample_frames is False
-    assert (metadata.frames_indices[:5], metadata.fps) == ([0, 250, 1000, 1500, 2000], 1000)
+    (call,) = told
+    (metadata,) = call["video_metadata"]
+    assert call["do_sample_frames"] is False
+    assert (metadata.frames_indices, metadata.fps, metadata.duration) == ([0, 250, 1000, 1500, 2000, 2500], 1000, 2.75)
 
 
-def test_times_of_a_file_are_in_the_prompt(build, tmp_path):
+def test_times_of_a_file_are_in_the_prompt(tmp_path):
     ticks = np.concatenate([np.arange(0, 1000, 100), 1000 + np.arange(0, 3000, 900)])
     path = str(make_clip(tmp_path / "variable.mp4", ticks))
     processor = build("qwen3_vl")[1]
@@ -289,10 +268,10 @@ def test_the_prompt_may_speak_of_spans_and_moments(qwen):
         ({"videos": [{"path": "noise-1-6"}, {"path": "noise-2-6"}]}, r"\(id 'a'\), column 'videos': has 2 entries"),
         ({"videos": []}, r"\(id 'a'\), column 'videos': is empty, but the prompt has a video part"),
         ({"prompt": user("When?", video=False)}, r"\(id 'a'\), column 'prompt': has no video part"),
-        ({"images": ["a.png"]}, "row 'a', column 'images': has 1 images"),
+        ({"images": ["a.png"]}, r"\(id 'a'\), column 'images': has length 1, but the prompt has 0 image parts"),
         (
-            {"prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "When?"}]}]},
-            r"\(id 'a'\), column 'prompt': has the part {'type': 'image'}",
+            {"prompt": [{"role": "user", "content": [{"type": "video"}, {"type": "image"}]}]},
+            r"\(id 'a'\), column 'images': has length 0, but the prompt has 1 image parts",
         ),
         ({"spans": []}, r"\(id 'a'\), column 'spans': has length 0, but 'completion' has 1 <evi>"),
         ({"spans": [[2.5, 0.5]]}, r"\(id 'a'\), column 'spans': span 0 runs backwards"),
@@ -347,54 +326,56 @@ def test_a_processor_without_pixels_is_refused(qwen, monkeypatch):
     ChatCollator(qwen, noise_video)(ROWS[2:3])
 
 
-def test_a_template_without_video_is_refused(build):
+def test_a_template_without_video_is_refused():
     processor = build("llava_onevision")[1]
-    processor.chat_template = processor.chat_template.replace("<video>", "")
+    change_template(processor, "<video>", "")
     processor.video_token = None  # or the processor counts by itself
     with pytest.raises(RuntimeError, match="row 'a': the chat template .* leaves no place for the video"):
         ChatCollator(processor, noise_video)(ROWS)
 
 
-def test_other_white_space_before_a_response(build):
+def test_other_white_space_before_a_response():
     """The template of LLaVA-OneVision writes a space behind every role, but none in its generation prompt."""
     processor = build("llava_onevision")[1]
-    processor.chat_template = (
-        "{% for message in messages %}<|{{ message.role }}|> {% for part in message.content %}"
-        "{% if part.type == 'video' %}<video>{% else %}{{ '\n' + part.text }}{% endif %}{% endfor %}<|end|>"
-        "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
-    )
+    chat = [*user("Hello!", video=False), *assistant("Hello there.")]
+    assert processor.apply_chat_template(chat).endswith("<|im_start|>assistant \nHello there.<|im_end|>")
     batch = ChatCollator(processor, noise_video)(ROWS)
-    assert responses(processor, batch, batch["labels"] != -100) == [text + END for text in RESPONSES]
+    assert responses(processor, batch, batch["labels"] != -100) == [text + "<|im_end|>" for text in RESPONSES]
     for ids, labels, prompt in zip(
         batch["input_ids"], batch["labels"], prompts_of_generation(processor, ROWS), strict=True
     ):
         assert ids[: len(prompt)].tolist() == prompt and labels[len(prompt)] != -100
-    assert processor.tokenizer.decode(prompt).endswith("<|assistant|>\n")
+    assert processor.tokenizer.decode(prompt).endswith("<|im_start|>assistant\n")
+
+
+def change_template(processor, old, new):
+    assert old in processor.chat_template
+    processor.chat_template = processor.chat_template.replace(old, new)
 
 
 @pytest.mark.parametrize(
     "old, new",
     [
-        ("<|assistant|>{% endif %}", "<|assistant|><think>{% endif %}"),  # opened for the model, not in the answer
-        ("{{ part.text }}", "{{ part.text | upper }}"),
+        ("assistant\n{% endif %}", "assistant\n<think>{% endif %}"),  # opened for the model, not in the answer
+        ("{{ content['text'] }}", "{{ content['text'] | upper }}"),
     ],
 )
 def test_a_template_that_hides_the_response_is_refused(qwen, old, new):
-    qwen.chat_template = qwen.chat_template.replace(old, new)
+    change_template(qwen, old, new)
     with pytest.raises(RowError, match="row 'a', column 'completion': the chat template renders"):
         ChatCollator(qwen, noise_video)(ROWS[:1])
 
 
 def test_a_token_over_the_border_is_refused(qwen):
-    qwen.chat_template = qwen.chat_template.replace("<|assistant|>{% endif %}", "<|assistant|>Wh{% endif %}").replace(
-        "<|{{ message.role }}|>", "<|{{ message.role }}|>{% if message.role == 'assistant' %}Wh{% endif %}"
+    change_template(qwen, "assistant\n{% endif %}", "assistant\nFr{% endif %}")
+    role = "<|im_start|>{{ message['role'] }}\n"
+    change_template(qwen, role, role + "{% if message['role'] == 'assistant' %}Fr{% endif %}")
+    whole, start, end = (
+        qwen.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("Frame", "Fr", "ame")
     )
-    tokenize = qwen.tokenizer
-    assert len(tokenize("When", add_special_tokens=False)["input_ids"]) < len(
-        tokenize("Wh", add_special_tokens=False)["input_ids"] + tokenize("en", add_special_tokens=False)["input_ids"]
-    )
+    assert len(whole) < len(start + end)
     with pytest.raises(RowError, match="row 'a', column 'completion': the tokenizer merges the end of the prompt"):
-        ChatCollator(qwen, noise_video)([ROWS[0] | {"completion": assistant("</evi> en."), "spans": []}])
+        ChatCollator(qwen, noise_video)([ROWS[0] | {"completion": assistant("</evi> ame."), "spans": []}])
 
 
 def test_in_worker_processes(qwen):
@@ -403,7 +384,7 @@ def test_in_worker_processes(qwen):
     assert torch.equal(batch["labels"], ChatCollator(qwen, noise_video)(ROWS)["labels"])
 
 
-def test_a_step_of_training_teaches_the_answer(build):
+def test_a_step_of_training_teaches_the_answer():
     """Labels, masks and generation fit together: what is learned is what is answered."""
     model, processor = build("qwen2_5_vl")
     rows = [ROWS[0], ROWS[3] | {"prompt": user("Why?")}]

@@ -10,7 +10,7 @@ from datasets import Dataset, Features, List, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.test_schema import PREFERENCE_FAULTS, SFT_FAULTS, assistant, preference_row, sft_row, user
+from tests.test_schema import PREFERENCE_FAULTS, SFT_FAULTS, asks_of_images, assistant, preference_row, sft_row, user
 from trl_temporal.data import column_checks, rows
 from trl_temporal.data.grammar import format_grounding, format_qa
 from trl_temporal.data.schema import (
@@ -18,6 +18,7 @@ from trl_temporal.data.schema import (
     PREFERENCE_FEATURES,
     SFT_FEATURES,
     SPANS_FEATURE,
+    VIDEOS_FEATURE,
     RowError,
     find_faults,
     validate_dataset,
@@ -62,14 +63,16 @@ def responses(draw, num_spans):
         [{"role": "assistant", "content": None}],
         [{"role": "assistant", "content": [{"type": "video", "text": None}, *messages[0]["content"]]}],
         [{"role": "assistant", "content": [{"type": "text", "text": None}]}],
-        [{"role": "assistant", "content": [{"type": "image", "text": "a"}, None]}],
+        [{"role": "assistant", "content": [{"type": "image", "text": None}, *messages[0]["content"]]}],
+        [{"role": "assistant", "content": [{"type": "audio", "text": "a"}, None]}],
     ]
     return draw(st.sampled_from(faults)) if faulty(draw) else messages
 
 
-def prompts(draw, num_spans, has_video):
+def prompts(draw, num_spans, has_video, num_images=0):
     question = "What is in" + " <evi>" * num_spans + "?"
     parts = [{"type": "video", "text": None}] * has_video + text_parts(draw, question)
+    parts = [{"type": "image", "text": None}] * num_images + parts
     ask = {"role": "user", "content": parts}
     faults = [
         None,
@@ -81,6 +84,7 @@ def prompts(draw, num_spans, has_video):
         [{"role": "robot", "content": parts}],
         [{"role": "user", "content": [*parts, {"type": "text", "text": "</evi>"}]}],
         [{"role": "user", "content": [*parts, {"type": "video", "text": "a"}]}],
+        [{"role": "user", "content": [*parts, {"type": "image", "text": "a"}]}],
     ]
     system = {"role": "system", "content": [{"type": "text", "text": "Be brief, <e"}]}
     good = [[ask], [ask], [system, ask]]
@@ -90,8 +94,9 @@ def prompts(draw, num_spans, has_video):
 def video_cells(draw, has_video):
     if not has_video:
         return draw(st.sampled_from([None, []]))
-    entry = dict.fromkeys(rows.VIDEO_FIELDS)
+    entry = dict.fromkeys((*rows.VIDEO_FIELDS, "frames"))
     good = [{"path": "a.mp4"}, {"frames_dir": "a", "fps": 2.0}, {"path": "a.mp4", "start_s": 1.0, "end_s": 4.0}]
+    good += [{"frames": ["1.png", "2.png"], "fps": 2.0, "end_s": 1.0}]
     bad = [
         {},
         {"path": "a.mp4", "frames_dir": "a", "fps": 1.0},
@@ -102,10 +107,26 @@ def video_cells(draw, has_video):
         {"path": "a.mp4", "start_s": 4.0, "end_s": 2.0},
         {"path": "a.mp4", "end_s": math.nan},
         {"path": "a.mp4", "start_s": math.inf},
+        {"path": "a.JPG"},
+        {"path": "a.mp4", "frames": ["1.png"], "fps": 2.0},
+        {"frames": ["1.png"]},
+        {"frames": [], "fps": 2.0},
+        {"frames": ["1.png", None], "fps": 2.0},
+        {"frames": ["1.png", "2.mp4"], "fps": 2.0},
+        {"frames": ["1.png"], "fps": math.inf},
     ]
     if faulty(draw):
         return draw(st.sampled_from([[entry | bad[0]] * 2, [None], *([entry | fields] for fields in bad)]))
     return [entry | draw(st.sampled_from(good))]
+
+
+def image_cells(draw, num_images):
+    good = [{"path": "a.png", "bytes": None}, {"path": None, "bytes": b"0"}, {"path": "a", "bytes": b"0"}]
+    bad = [None, {"path": None, "bytes": None}, {"path": "a.MKV", "bytes": None}, {"path": "a.avi", "bytes": b"0"}]
+    cells = draw(st.lists(st.sampled_from(good), min_size=num_images, max_size=num_images))
+    if faulty(draw):
+        return draw(st.sampled_from([[*cells, good[0]], cells[1:], *([*cells[1:], image] for image in bad)]))
+    return cells or draw(st.sampled_from([None, []]))
 
 
 @st.composite
@@ -118,7 +139,9 @@ def some_rows(draw, features):
         row = dict.fromkeys(features)
         row["id"] = draw(st.none() | st.sampled_from("abcdef"))
         row["videos"] = video_cells(draw, has_video)
-        row["prompt"] = prompts(draw, num_asked, has_video)
+        num_images = draw(st.integers(0, 2))
+        row["images"] = image_cells(draw, num_images)
+        row["prompt"] = prompts(draw, num_asked, has_video, num_images)
         row["prompt_spans"] = span_cells(draw, num_asked)
         row["duration"] = draw(st.sampled_from([1.6, math.nan, -1.0, math.inf] if faulty(draw) else [None, 10.0]))
         for column in set(features) & {"completion", "chosen", "rejected"}:
@@ -150,7 +173,12 @@ def faults_by_row(dataset, kind):
 @pytest.mark.parametrize("kind", ["sft", "preference", "evaluation", "prompt"])
 def test_columns_and_rows_agree(kind):
     columns = {"sft": SFT_FEATURES, "preference": PREFERENCE_FEATURES, "evaluation": EVALUATION_FEATURES}
-    features = Features(columns.get(kind, SFT_FEATURES) | {"response_spans": SPANS_FEATURE})
+    video = VIDEOS_FEATURE.feature | {"frames": List(Value("string"))}
+    image = {"path": Value("string"), "bytes": Value("binary")}
+    features = Features(
+        columns.get(kind, SFT_FEATURES)
+        | {"response_spans": SPANS_FEATURE, "videos": List(video), "images": List(image)}
+    )
     seen = {"good": 0, "bad": 0, "suspected": 0}
 
     @settings(max_examples=60, deadline=None)
@@ -198,6 +226,16 @@ COLUMN_TYPES = {
     "path": {"videos": ["a.mp4"] * 2},
     "paths": {"videos": [["a.mp4"]] * 2},
     "no video": {"videos": [["a.mp4"], []]},
+    "image": {"images": ["a.png"] * 2, "prompt": [asks_of_images()] * 2},
+    "images": {"images": [["a.png"]] * 2, "prompt": [asks_of_images()] * 2},
+    "video in images": {"images": [["a.png"], ["a.webm"]], "prompt": [asks_of_images()] * 2},
+    "image and its size": {
+        "images": [[{"path": "a.png", "size": size}] for size in (None, 4)],
+        "prompt": [asks_of_images()] * 2,
+    },
+    "images are numbers": {"images": [[3], [4]], "prompt": [asks_of_images()] * 2},
+    "frames of images": {"videos": [[{"frames": [{"path": path}], "fps": 2.0}] for path in ("a.png", "a.mp4")]},
+    "frames of frames": {"videos": [[["1.png"]], [["1.png"]]]},
     "unknown key": {"videos": [[{"path": "a.mp4", "start": None}], [{"path": "a.mp4", "start": 2.0}]]},
     "bytes": {"videos": [{"path": "a.mp4", "bytes": None}, {"path": None, "bytes": b"0"}]},
     "text messages": {"prompt": [PLAIN, PLAIN], "videos": [None, None], "spans": [[], []]}
@@ -218,7 +256,7 @@ def test_columns_of_other_types(name):
     dataset = Dataset.from_dict({column: [cell] * 2 for column, cell in good.items()} | COLUMN_TYPES[name])
     faults = find_faults(dataset.remove_columns("id"), "sft")
     assert [str(fault) for fault in faults] == faults_by_row(dataset.remove_columns("id"), "sft")
-    assert bool(faults) == (name not in ("path", "paths"))
+    assert bool(faults) == (name not in ("path", "paths", "image", "images"))
 
 
 @pytest.mark.parametrize("spans", [List(List(Value("float32"))), List(List(Value("float64"), length=2))])

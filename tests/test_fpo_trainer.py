@@ -45,15 +45,12 @@ def test_no_dropout_is_left_in_preference_training(native):
     """TRL's `disable_dropout` leaves the dropout of attention weights, a tenth in the Q-Former."""
     model, processor = native
     batch = PreferenceCollator(processor, noise_video)(MIXED)
-    inputs = {name: batch[name] for name in ("pixel_values_videos", "frame_mask", "video_index", "input_ids")}
-    inputs |= {name: value for name, value in batch.items() if name.startswith("qformer")}
+    names = ("frame_mask", "video_index", "qformer_input_ids", "qformer_attention_mask")
+    inputs = [batch[name] for name in names]
 
     def frames():
-        return model.train().model._embed_frames(
-            inputs["input_ids"],
-            *(inputs[name] for name in ("pixel_values_videos", "frame_mask", "video_index")),
-            *(inputs[name] for name in ("qformer_input_ids", "qformer_attention_mask")),
-        )[0]
+        features, _ = model.train().model.encode_videos(inputs[0], pixel_values_videos=batch["pixel_values_videos"])
+        return model.model._frame_tokens(features, inputs[0], inputs[1].clamp(min=0), *inputs[2:])
 
     disable_dropout_in_model(model)
     assert not torch.equal(frames(), frames())

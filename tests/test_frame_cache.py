@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from trl_temporal.data import frame_cache
 from trl_temporal.data.frame_cache import FrameCache
@@ -87,8 +88,6 @@ def test_a_replaced_file_is_decoded_again(clip, tmp_path, event_world, decoded):
 
 def test_a_changed_frame_in_a_folder_is_read_again(clip, tmp_path, decoded):
     """Writing into a file does not touch its folder."""
-    from PIL import Image
-
     folder = tmp_path / "frames"
     folder.mkdir()
     for number in range(4):
@@ -102,6 +101,56 @@ def test_a_changed_frame_in_a_folder_is_read_again(clip, tmp_path, decoded):
     assert (before.frames[2] != after.frames[2]).any() and (before.frames[1] == after.frames[1]).all()
     read(entry)
     assert len(decoded) == 2
+
+
+def test_a_fixed_number_of_frames(clip, tmp_path, decoded):
+    sparse, dense = (FrameCache(tmp_path / "cache", num_frames=number, size=16) for number in (4, 6))
+    videos = [read(str(clip)) for read in (sparse, dense, sparse)]
+    assert [len(video.frames) for video in videos] == [4, 6, 4] and len(decoded) == 2
+    assert_same_video(videos[0], videos[2])
+    edges_s = np.arange(5) / 4 * videos[0].duration_s
+    times_s = videos[0].timestamps_s
+    assert (edges_s[:-1] < times_s).all() and (times_s < edges_s[1:]).all()  # one in each part, at its own time
+
+
+def test_a_video_with_fewer_frames_is_an_error_and_no_entry(clip, tmp_path):
+    """To show frames twice would invent times; processors that stack cannot take fewer."""
+    read = FrameCache(tmp_path / "cache", num_frames=16, size=16)
+    with pytest.raises(VideoError, match=r"clip.mp4: num_frames=16 asks for more frames than there are, \d+ in 0.5 s"):
+        read({"path": str(clip), "start_s": 1.0, "end_s": 1.5})
+    assert not list((tmp_path / "cache").rglob("*.json"))
+    assert len(read(str(clip)).frames) == 16
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [{}, {"fps": 2.0, "num_frames": 4}, {"num_frames": 4, "max_frames": 8}, {"max_frames": 8}],
+)
+def test_sampling_is_by_rate_or_by_number(sampling):
+    with pytest.raises(ValueError, match="either fps, with max_frames if there is a limit, or num_frames"):
+        FrameCache(None, size=16, **sampling)
+
+
+def test_a_list_of_files_is_kept_and_frames_in_memory_are_not(tmp_path, decoded):
+    arrays = [np.full((16, 16, 3), 40 * number, dtype=np.uint8) for number in range(4)]
+    paths = [str(tmp_path / f"{number}.png") for number in range(4)]
+    for array, path in zip(arrays, paths, strict=True):
+        Image.fromarray(array).save(path)
+    read = FrameCache(tmp_path / "cache", fps=2.0, size=16)
+    of_files = {"frames": paths, "fps": 2.0}
+    first, second = read(of_files), read(of_files)
+    assert len(decoded) == 1
+    assert_same_video(first, second)
+    np.testing.assert_array_equal(first.frames, np.stack(arrays))
+    read({"frames": paths[::-1], "fps": 2.0}), read({"frames": paths, "fps": 4.0})
+    assert len(decoded) == 3
+    Image.fromarray(arrays[0]).save(paths[2])
+    assert (read(of_files).frames[2] == 0).all() and len(decoded) == 4
+    for _ in range(2):
+        np.testing.assert_array_equal(read({"frames": arrays, "fps": 2.0}).frames, first.frames)
+    assert len(decoded) == 6
+    with pytest.raises(VideoError, match="gone.png: not a readable image"):
+        read({"frames": ["gone.png"], "fps": 2.0})
 
 
 def test_a_write_that_was_cut_off_is_no_entry(clip, tmp_path, decoded):

@@ -12,6 +12,8 @@ from trl_temporal.losses import grounding_log_prob, soft_targets
 from trl_temporal.models.d2vlm import modeling_d2vlm
 from trl_temporal.trainer import fused_forward
 from trl_temporal.trainer.fused_forward import add_evidence_head
+from trl_temporal.trainer.pairs import Pairs
+from trl_temporal.trainer.shared_videos import SharedVideos
 
 PAIRS = [
     preference_row(  # longer by one event
@@ -46,7 +48,8 @@ def fused(tiny_dir, *, prefix_sharing, attn_implementation="sdpa", video_attenti
     add_fused_lm_head(model)
     outputs = []
     arguments = {"grounding_coef": 1.0, "soft_target_base": None, **kwargs}
-    add_evidence_head(model, prefix_sharing=prefix_sharing, on_output=outputs.append, **arguments)
+    videos = SharedVideos(frozen=False)
+    add_evidence_head(model, prefix_sharing=prefix_sharing, videos=videos, on_output=outputs.append, **arguments)
     return model, outputs
 
 
@@ -124,10 +127,10 @@ def test_the_comparison_notices_a_wrong_mask_and_wrong_positions(tiny_dir, batch
             lambda mask, is_frame, segments, *rest: build(mask, is_frame, torch.zeros_like(segments), *rest),
         )
     else:
-        pack = fused_forward._Pairs.pack
+        pack = Pairs.pack
 
-        def wrong_pack(pairs, inputs):
-            packed = pack(pairs, inputs)
+        def wrong_pack(pairs, inputs, positions=None):
+            packed = pack(pairs, inputs, positions)
             if fault == "positions go on":
                 positions = torch.arange(packed["position_ids"].shape[1])
                 packed["position_ids"] = positions.expand_as(packed["position_ids"])
@@ -135,7 +138,7 @@ def test_the_comparison_notices_a_wrong_mask_and_wrong_positions(tiny_dir, batch
                 packed["evidence_frame_mask"] = packed["evidence_frame_mask"].roll(1, dims=1)
             return packed
 
-        monkeypatch.setattr(fused_forward._Pairs, "pack", wrong_pack)
+        monkeypatch.setattr(Pairs, "pack", wrong_pack)
     with pytest.raises(AssertionError):
         assert_shared_equals_plain(tiny_dir, batch)
 

@@ -17,7 +17,12 @@ from tests.helpers import noise_video
 from trl_temporal import EvidenceSFTConfig, EvidenceSFTTrainer
 from trl_temporal.models import d2vlm
 
-REMOTE_FILES = ("configuration_d2vlm.py", "modeling_d2vlm.py", "processing_d2vlm.py")
+REMOTE_FILES = (
+    "configuration_d2vlm.py",
+    "modeling_d2vlm.py",
+    "modeling_d2vlm_backbone.py",
+    "processing_d2vlm.py",
+)
 
 # Runs in a fresh process. The model answers as text with spans in seconds, which needs every part of it.
 CHILD = """

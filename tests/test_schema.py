@@ -3,10 +3,12 @@ import json
 import math
 import pickle
 
+import numpy as np
 import pytest
-from datasets import Dataset, Features, List, Video
+from datasets import Dataset, Features, Image, List, Video
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image as PILImage
 
 from trl_temporal.data import rows
 from trl_temporal.data.grammar import format_dense, format_grounding, format_qa
@@ -16,6 +18,7 @@ from trl_temporal.data.schema import (
     PREFERENCE_FEATURES,
     SFT_FEATURES,
     RowError,
+    coerce_images,
     coerce_videos,
     filter_bad_rows,
     find_faults,
@@ -25,6 +28,7 @@ from trl_temporal.data.schema import (
     validate,
     validate_dataset,
     validate_row,
+    video_key,
     without_video_decoding,
 )
 
@@ -63,6 +67,12 @@ def preference_row(**changes):
     return row | changes
 
 
+def asks_of_images(num_images=1, num_videos=1):
+    return [
+        {"role": "user", "content": [{"type": "image", "text": None}] * num_images + user("?", num_videos)["content"]}
+    ]
+
+
 TEXT_ONLY = {"videos": [], "prompt": [{"role": "user", "content": "Hello?"}], "completion": assistant("Hello.")}
 
 
@@ -79,6 +89,12 @@ TEXT_ONLY = {"videos": [], "prompt": [{"role": "user", "content": "Hello?"}], "c
         sft_row(prompt=[user("What happens at <evi>?")], prompt_spans=[[1.0, 1.0]]),
         sft_row(prompt=[{"role": "system", "content": "Be brief."}, user(), *assistant("Once."), user("Sure?", 0)]),
         sft_row(videos=[{"frames_dir": "frames", "fps": 4.0, "path": None}]),
+        sft_row(videos=[{"frames": ["1.png", {"path": "2.png", "bytes": None}], "fps": 4.0, "path": None}]),
+        sft_row(videos=[{"frames": np.zeros((2, 4, 4, 3), dtype=np.uint8), "fps": 4}]),
+        sft_row(prompt=asks_of_images(), images="a.png"),
+        sft_row(prompt=asks_of_images(2), images=[{"path": None, "bytes": b"0"}, PILImage.new("RGB", (4, 4))]),
+        sft_row(**TEXT_ONLY | {"prompt": asks_of_images(1, 0)}, images=["a.PNG"], spans=[]),
+        sft_row(images=[]),
         sft_row(videos={"path": "disc.mp4", "start_s": 30.0, "end_s": 40.0}, duration=None),
         sft_row(**TEXT_ONLY, spans=None),
         sft_row(**TEXT_ONLY | {"videos": None}, spans=[]),
@@ -158,7 +174,57 @@ SFT_FAULTS = {
     "prompt ends": ({"prompt": [user(), *assistant("Yes.")]}, "'prompt': ends with a message of the assistant"),
     "prompt string": ({"prompt": "When?"}, "'prompt': is 'When\\?', not a list of messages"),
     "unknown role": ({"prompt": [{"role": "human", "content": "When?"}]}, "'prompt': .* role 'human'"),
-    "unknown part": ({"prompt": [{"role": "user", "content": [{"type": "image"}]}]}, "'prompt': has the part .*image"),
+    "unknown part": ({"prompt": [{"role": "user", "content": [{"type": "audio"}]}]}, "'prompt': has the part .*audio"),
+    "no image": ({"prompt": asks_of_images()}, "'images': has length 0, but the prompt has 1 image parts"),
+    "no image part": ({"images": ["a.png"]}, "'images': has length 1, but the prompt has 0 image parts"),
+    "an image less": (
+        {"prompt": asks_of_images(2), "images": ["a.png"]},
+        "'images': has length 1, .* has 2 image parts",
+    ),
+    "image in system": (
+        {"images": ["a.png"], "prompt": [{"role": "system", "content": [{"type": "image"}]}, user()]},
+        "'prompt': has an image part outside the user's messages",
+    ),
+    "image in answer": (
+        {"completion": [{"role": "assistant", "content": [{"type": "image"}]}]},
+        "'completion': has an image part",
+    ),
+    "video in images": (
+        {"prompt": asks_of_images(), "images": ["a.Mp4"]},
+        "'images': has a video among its images, 'a.Mp4'. Put it into 'videos', with a part",
+    ),
+    "video entry in images": (
+        {"prompt": asks_of_images(), "images": [{"path": "a", "end_s": 2.0}]},
+        "'images': has a video among its images, 'a'. Put it into 'videos'",
+    ),
+    "image without source": (
+        {"prompt": asks_of_images(), "images": [{"path": None, "bytes": None}]},
+        "'images': has the image {}",
+    ),
+    "image with more": (
+        {"prompt": asks_of_images(), "images": [{"path": "a.png", "size": 4}]},
+        "'images': has the image {'path': 'a.png', 'size': 4}",
+    ),
+    "image None": ({"prompt": asks_of_images(), "images": [None]}, "'images': has an image of type NoneType"),
+    "image a number": ({"prompt": asks_of_images(), "images": [3]}, "'images': has an image of type int"),
+    "image in videos": ({"videos": ["a.PNG"]}, "'videos': names an image, 'a.PNG'. Put it into 'images'"),
+    "image struct in videos": ({"videos": [{"path": "a.jpg"}]}, "'videos': names an image, 'a.jpg'"),
+    "bare frames": (
+        {"videos": [["1.png", "2.png"]]},
+        r"'videos': has an entry that is a list .*{\"frames\": .*\"fps\"",
+    ),
+    "timeless frames": ({"videos": [{"frames": ["1.png"]}]}, "'videos': has 'frames' without 'fps'"),
+    "no frames": ({"videos": [{"frames": [], "fps": 2.0}]}, r"'videos': has 'frames' that are \[\]"),
+    "frames None": ({"videos": [{"frames": [None], "fps": 2.0}]}, "'videos': has an image of type NoneType"),
+    "videos as frames": (
+        {"videos": [{"frames": ["a.mp4"], "fps": 2.0}]},
+        "'videos': has a video among its images, 'a.mp4'. Name the images that are its frames",
+    ),
+    "frames and folder": (
+        {"videos": [{"frames": ["1.png"], "frames_dir": "a", "fps": 1.0}]},
+        "'videos': has an entry with no source or two",
+    ),
+    "frames with fps zero": ({"videos": [{"frames": ["1.png"], "fps": 0.0}]}, "'videos': has 'fps' 0.0"),
     "text without text": ({"prompt": [{"role": "user", "content": [{"type": "text"}]}]}, "a text part without text"),
     "no content": ({"prompt": [{"role": "user"}]}, "'prompt': has a message with the content None"),
     "answer by user": ({"completion": [user("Yes.", 0)]}, "'completion': has messages of the roles user"),
@@ -244,6 +310,38 @@ def test_coerce_videos(value, tmp_path):
     assert coerce_videos(value) == [{"path": "a.mp4"}]
     assert coerce_videos(None) == []
     assert coerce_videos(tmp_path) == [{"path": str(tmp_path)}]
+
+
+def test_coerce_images(tmp_path):
+    image = PILImage.new("RGB", (4, 4))
+    assert coerce_images(None) == coerce_images([]) == []
+    assert coerce_images("a.png") == coerce_images(["a.png"]) == ["a.png"]
+    assert coerce_images([tmp_path / "a.png", image]) == [tmp_path / "a.png", image]
+    with pytest.raises(RowError, match="column 'images': has an image of type Video"):
+        coerce_images(Video())
+
+
+def test_video_key_tells_pixels_apart():
+    def key(seed, mode="array", fps=2.0):
+        array = np.random.default_rng(seed).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
+        frames = {"array": array, "arrays": list(array), "images": [PILImage.fromarray(frame) for frame in array]}
+        return video_key({"frames": frames[mode], "fps": fps})
+
+    assert key(0) == key(0) and key(0, "arrays") == key(0, "arrays") == key(0, "images")
+    assert len({key(0), key(1), key(0, fps=1.0), key(0, "images"), key(1, "images")}) == 5
+    palettes = [PILImage.new("P", (4, 4)) for _ in range(2)]
+    palettes[1].putpalette([9, 9, 9] * 256)
+    assert len({video_key({"frames": [image], "fps": 1.0}) for image in palettes}) == 2
+    assert len({video_key({"frames": [{"bytes": data}], "fps": 1.0}) for data in (b"0", b"1")}) == 2
+    assert video_key({"path": "a.mp4", "start_s": 1.0}) == video_key({"start_s": 1.0, "path": "a.mp4"})
+
+
+def test_image_columns_are_not_decoded():
+    """Checking a dataset opens no image: these are not there."""
+    rows = [sft_row(prompt=asks_of_images(2), images=["no_such_file.png", name]) for name in ("nor_this.png", "a.mkv")]
+    dataset = Dataset.from_list(rows).cast_column("images", List(Image()))
+    (fault,) = find_faults(dataset.remove_columns("id"), "sft")
+    assert (fault.index, fault.column) == (1, "images") and "'a.mkv'" in fault.fault
 
 
 def test_video_columns_are_not_decoded():

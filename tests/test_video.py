@@ -16,7 +16,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trl_temporal.video import VideoError, load_frames_dir, load_row_video, load_video, probe_video
+from trl_temporal.video import (
+    VideoError,
+    load_frames,
+    load_frames_dir,
+    load_row_video,
+    load_video,
+    open_image,
+    probe_video,
+)
 
 ROOT = Path(__file__).parent.parent
 REALDATA = Path(os.environ.get("TRL_TEMPORAL_REALDATA", ROOT.parent / "shared" / "realdata"))
@@ -524,6 +532,52 @@ def test_bad_frames_dirs(frames_dir, tmp_path):
         load_frames_dir(frames_dir, 4, fps=4)
 
 
+def test_a_list_of_frames(frames_dir):
+    times_s = np.arange(12) / 4
+    arrays = np.stack([picture(index) for index in range(12)])
+    paths = [str(frames_dir / f"frame{index}.{'png' if index % 2 else 'jpg'}") for index in range(12)]
+    images = [Image.fromarray(array) for array in arrays]
+    encoded = [{"path": None, "bytes": Path(path).read_bytes()} for path in paths]
+    for frames in (arrays, list(arrays), paths, [Path(path) for path in paths], images, encoded):
+        check(load_frames(frames, 4, fps=4), times_s, times_s)
+    video = load_frames(paths, 4, fps=1, size=64)
+    assert video.duration_s == 3 and video.path == "list of 12 frames" and video.frames.shape == (3, 64, 64, 3)
+    check(video, times_s, [0, 1, 2])
+    check(load_frames(arrays, 4, num_frames=5), times_s, midpoints_s(5, 0, 3))
+    check(load_frames(arrays, 4, fps=2, start_s=1.1, end_s=2.3), times_s, [1.1, 1.6, 2.1], 1.1)
+    check(load_frames(arrays, 4, fps=4, max_frames=3), times_s, midpoints_s(3, 0, 3))
+    # Only frames that are sampled are opened.
+    check(load_frames([paths[0], "gone.png", *paths[2:4]], 1, fps=0.5), np.arange(4), [0, 2])
+
+
+def test_bad_lists_of_frames(frames_dir):
+    good = str(frames_dir / "frame0.jpg")
+    for declared_fps in (None, 0, float("nan")):
+        with pytest.raises(VideoError, match="list of 1 frames: .* needs the fps they were taken at"):
+            load_frames([good], declared_fps, fps=1)
+    with pytest.raises(VideoError, match="list of 0 frames: there is nothing to see"):
+        load_frames([], 1, fps=1)
+    for frame, message in [
+        ("gone.png", "gone.png: not a readable image"),
+        (None, "list of 2 frames, frame 1: None is no image"),
+        ({"path": None, "bytes": b"broken"}, "list of 2 frames, frame 1: an encoded image: not a readable image"),
+        (np.zeros((4, 4)), r"list of 2 frames, frame 1: an array of float64 of shape \(4, 4\) is no image"),
+        (np.zeros((3, 4, 4), np.uint8), r"frame 1: an array of uint8 of shape \(3, 4, 4\) is no image"),
+    ]:
+        with pytest.raises(VideoError, match=message):
+            load_frames([good, frame], 1, fps=1)
+
+
+def test_a_damaged_image_is_named(tmp_path):
+    path = tmp_path / "cut.png"
+    Image.fromarray(picture(5)).save(path)
+    data = path.read_bytes()
+    for damaged in (data[:60], data[:40] + b"x" * 40 + data[80:]):
+        path.write_bytes(damaged)
+        with pytest.raises(VideoError, match="cut.png: not a readable image"):
+            open_image(path)
+
+
 def test_row_video(clips, frames_dir):
     path, times_s, _ = clips["constant"]
     empty = {"path": None, "start_s": None, "end_s": None, "frames_dir": None, "fps": None}
@@ -533,10 +587,14 @@ def test_row_video(clips, frames_dir):
     check(cropped, times_s, [1.5, 2.5], 1.0)
     folder = load_row_video({**empty, "frames_dir": str(frames_dir), "fps": 4.0}, fps=1, backend="pyav")
     check(folder, np.arange(12) / 4, [0, 1, 2])
+    frames = {**empty, "frames": [picture(index) for index in range(12)], "fps": 4.0, "start_s": 1.0}
+    check(load_row_video(frames, fps=1, backend="pyav"), np.arange(12) / 4, [1, 2], 1.0)
     for entry, message in [
         (empty, "either a path or a frames_dir"),
         ({**empty, "path": "a.mp4", "frames_dir": "b", "fps": 1}, "either a path or a frames_dir"),
         ({**empty, "frames_dir": str(frames_dir)}, "needs the fps"),
+        ({"frames_dir": "a", "frames": ["b.png"], "fps": 1}, "either a path or a frames_dir or frames"),
+        ({"frames": ["b.png"]}, "needs the fps"),
         ({**empty, "path": str(path), "fps": 4.0}, "fps declares the rate of a frames_dir"),
         ({"path": str(path), "start": 3}, "unknown fields.*start"),
     ]:

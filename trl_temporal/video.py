@@ -7,12 +7,14 @@ target time is the last one whose pts is not after it. Frame indices divided by 
 on videos with a variable frame rate they are off by seconds.
 """
 
+import io
 import math
 import os
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -30,7 +32,22 @@ from .video_backends import (
     open_video,
 )
 
-__all__ = ["Video", "VideoError", "VideoInfo", "load_frames_dir", "load_row_video", "load_video", "probe_video"]
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = [
+    "Video",
+    "VideoError",
+    "VideoInfo",
+    "load_frames",
+    "load_frames_dir",
+    "load_row_video",
+    "load_video",
+    "open_image",
+    "probe_video",
+]
+
+ANIMATIONS = ("GIF", "PNG", "WEBP")  # formats of images that may hold a film; in others more images are not times
 
 
 @dataclass
@@ -164,12 +181,9 @@ def load_frames_dir(
     Raises:
         VideoError: If the folder is missing or has no frames, the rate is missing, or a file is not an image.
     """
-    from PIL import Image
-
     frames_dir = os.fspath(frames_dir)
     sampling = Sampling(frames_dir, fps, num_frames, max_frames, start_s, end_s, size, center_crop)
-    if declared_fps is None or not (math.isfinite(declared_fps) and declared_fps > 0):
-        raise VideoError(f"{frames_dir}: a folder of frames needs the fps they were taken at, but got {declared_fps}.")
+    _check_declared_fps(frames_dir, declared_fps)
     if not os.path.isdir(frames_dir):
         raise VideoError(f"{frames_dir}: no such folder of frames; check the path (relative to {os.getcwd()}).")
     names = [name for name in os.listdir(frames_dir) if name.lower().endswith((".jpg", ".jpeg", ".png"))]
@@ -177,19 +191,125 @@ def load_frames_dir(
         raise VideoError(f"{frames_dir}: no .jpg or .png files in this folder; extract the frames into it first.")
     # Numbers compare as numbers, so that frames named without leading zeros keep their order.
     names.sort(key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+    return _sample_images([os.path.join(frames_dir, name) for name in names], declared_fps, sampling)
 
-    times_s = np.arange(len(names)) / declared_fps
-    total_s = len(names) / declared_fps
+
+def load_frames(
+    frames: Sequence[Any],
+    declared_fps: float,
+    *,
+    fps: float | None = None,
+    num_frames: int | None = None,
+    max_frames: int | None = None,
+    start_s: float | None = None,
+    end_s: float | None = None,
+    size: int | tuple[int, int] | None = None,
+    center_crop: bool = False,
+) -> Video:
+    """
+    Sample frames from a list of images.
+
+    Args:
+        frames (`Sequence`, or `np.ndarray` of shape `(num_frames, height, width, 3)`, uint8):
+            The frames in order, each anything that [`open_image`] takes.
+        declared_fps (`float`):
+            How many of them make a second: frame `i` is on screen from `i / declared_fps` seconds.
+        fps, num_frames, max_frames, start_s, end_s, size, center_crop:
+            As in [`load_video`].
+
+    Returns:
+        [`Video`]
+
+    Raises:
+        VideoError: If there are no frames, the rate is missing, or one of them is not an image.
+
+    Example:
+        >>> import numpy as np
+        >>> from trl_temporal.video import load_frames
+        >>> load_frames(np.zeros((8, 16, 16, 3), dtype=np.uint8), 4.0, fps=1).timestamps_s
+        array([0., 1.])
+    """
+    name = f"list of {len(frames)} frames"
+    sampling = Sampling(name, fps, num_frames, max_frames, start_s, end_s, size, center_crop)
+    _check_declared_fps(name, declared_fps)
+    if len(frames) == 0:
+        raise VideoError(f"{name}: there is nothing to see in it; give it frames, or leave the row out.")
+    return _sample_images(frames, declared_fps, sampling)
+
+
+def _check_declared_fps(name: str, declared_fps: float | None) -> None:
+    if declared_fps is None or not (math.isfinite(declared_fps) and declared_fps > 0):
+        raise VideoError(
+            f"{name}: a list or folder of frames needs the fps they were taken at, but got {declared_fps}."
+        )
+
+
+def _sample_images(images: Sequence[Any], declared_fps: float, sampling: Sampling) -> Video:
+    times_s = np.arange(len(images)) / declared_fps
+    total_s = len(images) / declared_fps
     buffer = FrameBuffer(sampling.size, sampling.center_crop)
     for index in choose_frames(times_s, sampling.targets_s(total_s)):
-        file = os.path.join(frames_dir, names[index])
         try:
-            with Image.open(file) as image:
-                pixels = np.asarray(image.convert("RGB"))
-        except OSError as error:
-            raise VideoError(f"{file}: not a readable image ({error}); extract the frame again.") from error
+            pixels = np.asarray(open_image(images[index]))
+        except VideoError as error:
+            if isinstance(images[index], str | os.PathLike):
+                raise  # it names the file
+            raise VideoError(f"{sampling.path}, frame {index}: {error}") from None
         buffer.add_pixels(times_s[index], pixels)
     return _finish(sampling, buffer, total_s, None, [])
+
+
+def open_image(image: Any) -> "Image":
+    """
+    Open an image in any form in which a row may hold one.
+
+    Args:
+        image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray` or `dict`):
+            A path, an image, an array of shape `(height, width, 3)` of uint8, or the `{"path", "bytes"}` that
+            `datasets.Image(decode=False)` gives.
+
+    Returns:
+        `PIL.Image.Image`: in RGB, and upright where a camera noted how it was held.
+
+    Raises:
+        VideoError: If it is not a readable image, or a film in an image's format.
+
+    Example:
+        >>> import numpy as np
+        >>> from trl_temporal.video import open_image
+        >>> open_image(np.zeros((2, 3, 3), dtype=np.uint8)).size
+        (3, 2)
+    """
+    from PIL import Image, ImageOps
+
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise VideoError(
+                f"an array of {image.dtype} of shape {image.shape} is no image; give uint8 of (height, width, 3)."
+            )
+        return Image.fromarray(image)
+    if isinstance(image, Image.Image):
+        return ImageOps.exif_transpose(image).convert("RGB")
+    name, source = image, image
+    if isinstance(image, dict):
+        data = image.get("bytes")
+        name = image.get("path") or "an encoded image"
+        source = image.get("path") if data is None else io.BytesIO(data)
+    if not isinstance(source, str | os.PathLike | io.BytesIO):
+        raise VideoError(
+            f"{image!r:.80} is no image; give a path, a PIL image, an array, or 'path' or 'bytes' of one."
+        )
+    try:
+        with Image.open(source) as opened:
+            if opened.format in ANIMATIONS and opened.is_animated:
+                raise VideoError(
+                    f"{name}: is a film of {opened.n_frames} pictures, not an image; put it into 'videos', or save "
+                    "the picture that is meant."
+                )
+            return ImageOps.exif_transpose(opened).convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # PIL calls a damaged PNG a syntax error
+        mend = "check the path, or write the image again; a video goes into 'videos'"
+        raise VideoError(f"{name}: not a readable image ({error}); {mend}.") from error
 
 
 def load_row_video(entry: str | dict[str, Any], **sampling) -> Video:
@@ -198,10 +318,11 @@ def load_row_video(entry: str | dict[str, Any], **sampling) -> Video:
 
     Args:
         entry (`str` or `dict`):
-            A path, or a struct with `path` (a file, with an optional crop `start_s`, `end_s`) or `frames_dir` and its
-            `fps`. Null fields count as absent.
+            A path, or a struct with `path` (a file), or with `frames_dir` (a folder) or `frames` (a list of images)
+            and the `fps` they were taken at; each with an optional crop `start_s`, `end_s`. Null fields count as
+            absent.
         sampling:
-            Keyword arguments of [`load_video`] (for a folder of frames, those of [`load_frames_dir`]).
+            Keyword arguments of [`load_video`] (for frames, those of [`load_frames_dir`]).
 
     Returns:
         [`Video`]
@@ -212,17 +333,24 @@ def load_row_video(entry: str | dict[str, Any], **sampling) -> Video:
     if isinstance(entry, str | os.PathLike):
         return load_video(entry, **sampling)
     given = {name: value for name, value in entry.items() if value is not None}
-    unknown = sorted(given.keys() - {"path", "start_s", "end_s", "frames_dir", "fps"})
+    shown = f"{entry!r:.200}"  # frames in memory would fill pages
+    unknown = sorted(given.keys() - {"path", "start_s", "end_s", "frames_dir", "frames", "fps"})
     if unknown:
-        raise VideoError(f"{entry}: unknown fields {unknown}; a video has path, start_s, end_s, frames_dir, fps.")
-    if ("path" in given) == ("frames_dir" in given):
-        raise VideoError(f"{entry}: a video entry needs either a path or a frames_dir (with its fps).")
+        raise VideoError(
+            f"{shown}: unknown fields {unknown}; a video has path, start_s, end_s, frames_dir, frames, fps."
+        )
+    if len(given.keys() & {"path", "frames_dir", "frames"}) != 1:
+        raise VideoError(f"{shown}: a video entry needs either a path or a frames_dir or frames (with their fps).")
     crop = {name: given[name] for name in ("start_s", "end_s") if name in given}
-    if "frames_dir" in given:
-        sampling.pop("backend", None)  # a folder of images has no decoder to choose
+    if "path" not in given:
+        sampling.pop("backend", None)  # images have no decoder to choose
+        if "frames" in given:
+            return load_frames(given["frames"], given.get("fps"), **crop, **sampling)
         return load_frames_dir(given["frames_dir"], given.get("fps"), **crop, **sampling)
     if "fps" in given:
-        raise VideoError(f"{entry}: fps declares the rate of a frames_dir; a video file brings its own timestamps.")
+        raise VideoError(
+            f"{shown}: fps declares the rate of a frames_dir or of frames; a video file brings its own timestamps."
+        )
     return load_video(given["path"], **crop, **sampling)
 
 

@@ -20,7 +20,8 @@ from trl_temporal.data.converters.d2vlm import choose_rejected, preference_row_f
 from trl_temporal.models.d2vlm import D2VLMProcessor
 from trl_temporal.models.d2vlm.modeling_d2vlm import STAGE_PROMPT, build_attention_mask
 from trl_temporal.models.d2vlm.released_tokenizer import CHAT_TEMPLATE
-from trl_temporal.trainer.fused_forward import _Pairs, frame_spans
+from trl_temporal.trainer.fused_forward import frame_spans
+from trl_temporal.trainer.pairs import Pairs
 from trl_temporal.video import Video
 
 
@@ -77,7 +78,7 @@ def _compare(record: dict, output: dict, number: int, processor: D2VLMProcessor,
     batch = collator([row])
     completion = batch.pop("completion_mask").bool()
     labels = batch["input_ids"].masked_fill(~completion, -100)
-    shared = _Pairs(batch, labels, processor.tokenizer.pad_token_id)
+    shared = Pairs(batch["input_ids"], batch["attention_mask"], labels, processor.tokenizer.pad_token_id)
     ours = shared.pack(batch)
     prompt = int(completion[0].int().argmax())
     ids, segments = ours["input_ids"][0, prompt:].tolist(), ours["segment_ids"][0, prompt:].tolist()
@@ -159,7 +160,7 @@ def _text_pair_indices(event: dict, num_theirs: int, num_ours: int) -> list[int 
     return chosen + rejected + [None] * (num_ours - len(chosen) - len(rejected))
 
 
-def _predictors(shared: _Pairs, side: int, tokens: torch.Tensor, prompt: int, index_of: list) -> list[int | None]:
+def _predictors(shared: Pairs, side: int, tokens: torch.Tensor, prompt: int, index_of: list) -> list[int | None]:
     """Indices, as the packer counts them, of the states that predict the tokens of one row."""
     places = (shared.back[side, tokens - 1] - prompt).tolist()
     return [-1 if place < 0 else index_of[place] for place in places]

@@ -67,8 +67,8 @@ def check_compressor(folder: GoldenFolder, case: Case) -> None:
     model = folder.model("random").model
     pixels = golden["pixels"].float()[None]
     frame_mask = torch.ones(pixels.shape[:2], dtype=torch.bool)
-    features = model.encode_videos(pixels, frame_mask)
-    case.close("features", features[0], golden["features"], STATE)
+    features, _ = model.encode_videos(frame_mask, pixel_values_videos=pixels)
+    case.close("features", features[0].unflatten(0, pixels.shape[1:2] + (-1,)), golden["features"], STATE)
     for name, query in numbers["queries"].items():
         encoded = folder.processor.encode_questions(query["texts"])
         ids, mask = encoded["qformer_input_ids"], encoded["qformer_attention_mask"]
@@ -76,7 +76,7 @@ def check_compressor(folder: GoldenFolder, case: Case) -> None:
         released_ids = golden[f"{name}.text_ids"].view(num_texts, num_frames, -1)[:, 0]
         released_mask = golden[f"{name}.mask"].view(num_texts, num_frames, -1)[:, 0, -released_ids.shape[1] :]
         case.same("text ids", ids * mask, released_ids * released_mask)
-        tokens = model.compressor(features.expand(num_texts, -1, -1, -1), frame_mask.expand(num_texts, -1), ids, mask)
+        tokens = model._frame_tokens(features, frame_mask, torch.zeros(num_texts, dtype=torch.long), ids, mask)
         case.close(f"frame tokens, {name} text", tokens, golden[f"{name}.frame_tokens"], STATE)
 
 
@@ -190,12 +190,12 @@ def golden_videos(model, golden: dict, batch: dict):
         return
     frames = pad_videos([golden[f"out.frame_embeds.{i}"] for i in range(num_videos)])
 
-    def embed_frames(input_ids, pixel_values_videos, frame_mask, video_index, *qformer_text):
-        return frames[video_index], frame_mask[video_index]
+    def frame_tokens(features, frame_mask, video_index, *qformer_text):
+        return frames[video_index]
 
-    model.model._embed_frames = embed_frames
+    model.model._frame_tokens = frame_tokens
     yield
-    del model.model._embed_frames
+    del model.model._frame_tokens
 
 
 @torch.no_grad()

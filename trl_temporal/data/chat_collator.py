@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from transformers import ProcessorMixin
 
+from ..models.d2vlm.processing_d2vlm import select_videos
 from ..video import Video
-from .chat_inputs import EncodedPrompts, encode_prompts, read_videos, response_in_seconds, takes_any_length
+from .chat_inputs import EncodedPrompts, encode_prompts, format_interval, read_videos, takes_any_length
+from .grammar import EVI, response_after, split_response
 from .row_checks import RESPONSES
 from .schema import RowError, RowKind, strip_none_parts, validate_row
 from .video_check import check_visible
@@ -30,11 +32,21 @@ class _ChatCollator:
             [`~trl_temporal.data.frame_cache.FrameCache`].
         max_length (`int`, *optional*):
             Longer sequences are an error: nothing is ever truncated, least of all inside the video.
+        videos_once (`bool`, *optional*, defaults to `False`):
+            Leave each video in the batch once, with `video_index` that says which rows show it and `num_frames`, for
+            the trainers of families in `BACKBONES`. The model alone takes a video for each row.
+        format_span (`Callable`, *optional*):
+            How a span `(start_s, end_s)` is written; defaults to `12.0 - 15.5`. A model with time tokens has its own.
+        time_ids_per_second (`float`, *optional*):
+            As of [`~trl_temporal.data.chat_inputs.time_ids_per_second`], for the warning that frames are too dense.
     """
 
     processor: ProcessorMixin
     read_video: Callable[[str | dict], Video]
     max_length: int | None = None
+    videos_once: bool = False
+    format_span: Callable[[tuple[float, float]], str] = format_interval
+    time_ids_per_second: float | None = None
 
     def _collate(self, rows: list[dict], kind: RowKind) -> dict[str, torch.Tensor]:
         """
@@ -50,7 +62,7 @@ class _ChatCollator:
                 _check_spans(row, columns, video)
         if not takes_any_length(self.processor):
             self._check_equal_lengths(rows, videos)
-        prompts = encode_prompts(self.processor, rows, videos)
+        prompts = encode_prompts(self.processor, rows, videos, self.time_ids_per_second)
         names = [name for name in TEXT_INPUTS if name in prompts.inputs]
         sequences = [
             self._sequence(row, column, video, prompts, number)
@@ -62,12 +74,12 @@ class _ChatCollator:
             name: torch.nn.utils.rnn.pad_sequence(
                 [sequence[name] for sequence in sequences], batch_first=True, padding_value=fill.get(name, 0)
             )
-            for name in [*names, "completion_mask"]
+            for name in [*names, "completion_mask", "span_mask"]
         }
-        for name, value in prompts.inputs.items():
-            if name not in names:
-                batch[name] = value if len(columns) == 1 else torch.cat([value] * len(columns))
-        return batch
+        media = {name: value for name, value in prompts.inputs.items() if name not in names}
+        if self.videos_once and media and not any(row.get("images") for row in rows):
+            return batch | _once(media, videos, repeats=len(columns))
+        return batch | {name: torch.cat([value] * len(columns)) for name, value in media.items()}
 
     def _sequence(
         self, row: dict, column: str, video: Video | None, prompts: EncodedPrompts, number: int
@@ -75,39 +87,64 @@ class _ChatCollator:
         """A prompt as it is in generation, with the tokens of its video, and a response behind it; not padded."""
         given = prompts.inputs["attention_mask"][number].bool()
         prompt = {name: prompts.inputs[name][number, given] for name in TEXT_INPUTS if name in prompts.inputs}
-        response_ids = self._response_ids(row, column, prompts, number)
+        response_ids, is_span = self._response_ids(row, column, prompts, number)
         self._check_length(row, len(prompt["input_ids"]), len(response_ids), video)
         ones, zeros = torch.ones_like(response_ids), torch.zeros_like(response_ids)
         response = {"input_ids": response_ids, "attention_mask": ones}
         sequence = {name: torch.cat([value, response.get(name, zeros)]) for name, value in prompt.items()}
-        sequence["completion_mask"] = torch.cat([torch.zeros_like(prompt["input_ids"]), ones])
+        outside = torch.zeros_like(prompt["input_ids"])
+        sequence["completion_mask"] = torch.cat([outside, ones])
+        sequence["span_mask"] = torch.cat([outside, is_span])
         return sequence
 
-    def _response_ids(self, row: dict, column: str, prompts: EncodedPrompts, number: int) -> torch.Tensor:
-        """Tokens of a response and of the end of its turn."""
-        response = self._response_text(row, column, prompts.chats[number], prompts.texts[number])
+    def _response_ids(
+        self, row: dict, column: str, prompts: EncodedPrompts, number: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens of a response and of the end of its turn, and which of them write spans."""
         tokenizer, text = self.processor.tokenizer, prompts.texts[number]
-        prompt_ids, ids = (tokenizer(part, **prompts.text_kwargs)["input_ids"] for part in (text, text + response))
+        content, ranges = self._write_response(row, column)
+        response = self._response_text(row, column, content, prompts.chats[number], text)
+        prompt_ids = tokenizer(text, **prompts.text_kwargs)["input_ids"]
+        encoded = tokenizer(text + response, return_offsets_mapping=True, **prompts.text_kwargs)
+        ids = encoded["input_ids"]
         if ids[: len(prompt_ids)] != prompt_ids:
             raise RowError(
                 f"row {row.get('id')!r}, column '{column}': the tokenizer merges the end of the prompt "
                 f"{text[-20:]!r} with the start of the response {response[:20]!r}, so that the model would learn a "
                 "prompt that it never gets. Use a template whose generation prompt ends where a token does."
             )
-        return torch.tensor(ids[len(prompt_ids) :])
+        offsets = torch.tensor(encoded["offset_mapping"][len(prompt_ids) :])
+        ranges = torch.tensor(ranges).view(-1, 2) + len(text) + response.index(content)
+        overlaps = (offsets[:, :1] < ranges[:, 1]) & (offsets[:, 1:] > ranges[:, 0])
+        return torch.tensor(ids[len(prompt_ids) :]), overlaps.any(-1).long()
 
-    def _response_text(self, row: dict, column: str, chat: list[dict], prompt: str) -> str:
+    def _write_response(self, row: dict, column: str) -> tuple[str, list[tuple[int, int]]]:
+        """The text of a response, its evidence stage left out and its spans written, and where these stand in it."""
+        (message,) = strip_none_parts(row[column])
+        content = message["content"]
+        whole = content if isinstance(content, str) else "".join(part["text"] for part in content)
+        spans = row.get("spans" if column == "completion" else f"{column}_spans")
+        if column == "completion" and row.get("response_spans") is not None:
+            spans = row["response_spans"]
+        text, *pieces = split_response(whole)[1].split(EVI)
+        if len(pieces) != len(spans or []):
+            raise RowError(
+                f"row {row.get('id')!r}, column '{column}': {len(pieces)} {EVI} in the text of the response, but "
+                f"{len(spans or [])} spans. Give every {EVI} its span, in order."
+            )
+        ranges = []
+        for span, piece in zip(spans or [], pieces, strict=True):
+            written = self.format_span(span)
+            ranges.append((len(text), len(text) + len(written)))
+            text += written + piece
+        return text, ranges
+
+    def _response_text(self, row: dict, column: str, content: str, chat: list[dict], prompt: str) -> str:
         """What the template writes behind the generation prompt: the response and the end of its turn."""
-        content = _response(row, column)
         message = {"role": "assistant", "content": [{"type": "text", "text": content}]}
         whole = self.processor.apply_chat_template([*chat, message], tokenize=False)
-        if whole.startswith(prompt):
-            response = whole[len(prompt) :]
-        else:
-            # LLaVA-OneVision opens a response with a space and a new line, but its generation prompt has no space.
-            opening = prompt.rstrip()
-            response = whole[len(opening) :].lstrip() if whole.startswith(opening) else ""
-        if content not in response:
+        response = response_after(prompt, whole)
+        if response is None or content not in response:
             raise RowError(
                 f"row {row.get('id')!r}, column '{column}': the chat template renders the prompt differently when a "
                 "response follows, or changes the response, so the response cannot be told apart. Use a template "
@@ -159,7 +196,7 @@ class ChatCollator(_ChatCollator):
         padded on the right, and `labels` of shape `(B, L)`, -100 on the prompt and the padding.
 
     Raises:
-        RowError: If a row breaks the data contract, has an image or several videos, or is too long. It names the row.
+        RowError: If a row breaks the data contract, has several videos, or is too long. It names the row.
         RuntimeError: If the model would not see the video of a row.
 
     Example:
@@ -173,6 +210,7 @@ class ChatCollator(_ChatCollator):
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         batch = self._collate(rows, "sft")
+        del batch["span_mask"]
         batch["labels"] = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, -100)
         return batch
 
@@ -199,7 +237,7 @@ class ChatPreferenceCollator(_ChatCollator):
         `completion_mask` of shape `(2B, L)`, 1 on the responses.
 
     Raises:
-        RowError: If a row breaks the data contract, has an image or several videos, or is too long. It names the row.
+        RowError: If a row breaks the data contract, has several videos, or is too long. It names the row.
         RuntimeError: If the model would not see the video of a row.
     """
 
@@ -213,13 +251,26 @@ class ChatPreferenceCollator(_ChatCollator):
         return batch
 
 
+def _once(media: dict[str, torch.Tensor], videos: list[Video | None], repeats: int) -> dict[str, torch.Tensor]:
+    """What the processor made of the videos of the rows, with each video once, for `repeats` times the rows."""
+    shown = [video for video in videos if video is not None]
+    if "video_grid_thw" in media:
+        num_frames = media["video_grid_thw"][:, 0].tolist()
+    else:
+        num_frames = [len(video.frames) for video in shown]
+    numbers, first = [], {}  # rows that show one video have the same object
+    for video in videos:
+        numbers.append(-1 if video is None else first.setdefault(id(video), len(first)))
+    distinct = [next(place for place, video in enumerate(shown) if id(video) == key) for key in first]
+    return {
+        **select_videos(media, num_frames, distinct),
+        "num_frames": torch.tensor([num_frames[place] for place in distinct]),
+        "video_index": torch.tensor(numbers * repeats),
+    }
+
+
 def _check_row(row: dict, kind: RowKind) -> None:
     """The data contract, in which a row of plain text may leave the columns of spans out."""
-    if row.get("images"):
-        raise RowError(
-            f"row {row.get('id')!r}, column 'images': has {len(row['images'])} images, which these models would not "
-            "be shown. Remove them; only videos and text are collated."
-        )
     validate_row(row | {name: row.get(name) or [] for name in RESPONSES[kind].values()}, kind=kind)
 
 
@@ -229,14 +280,3 @@ def _check_spans(row: dict, columns: dict[str, str], video: Video) -> None:
             check_visible(row.get(column) or [], video)
         except RowError as error:
             raise RowError(f"row {row.get('id')!r}, column '{column}': {error}") from None
-
-
-def _response(row: dict, column: str) -> str:
-    """The text of a response, its spans in seconds."""
-    (message,) = strip_none_parts(row[column])
-    content = message["content"]
-    text = content if isinstance(content, str) else "".join(part["text"] for part in content)
-    spans = row.get("spans" if column == "completion" else f"{column}_spans")
-    if column == "completion" and row.get("response_spans") is not None:
-        spans = row["response_spans"]
-    return response_in_seconds(text, spans or [])

@@ -1,7 +1,6 @@
 # Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
 """Collators: rows of DESIGN's data contract to the inputs of D2VLM."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,9 +9,10 @@ import numpy as np
 import torch
 
 from ..models.d2vlm.modeling_d2vlm import STAGE_EVIDENCE, STAGE_PROMPT, STAGE_RESPONSE
-from ..models.d2vlm.processing_d2vlm import D2VLMProcessor, spans_to_frame_mask, spans_to_positions
+from ..models.d2vlm.processing_d2vlm import D2VLMProcessor, D2VLMPrompt, spans_to_frame_mask, spans_to_positions
 from ..video import Video
-from .schema import RowError, coerce_videos, strip_none_parts
+from .grammar import response_after
+from .schema import RowError, coerce_videos, strip_none_parts, video_key
 from .video_check import check_visible
 
 # Ends of spans in a batch are integers in millionths of a frame: mixed precision (DeepSpeed, FSDP) casts floating
@@ -25,8 +25,7 @@ class _Sequence(NamedTuple):
 
     input_ids: list[int]
     prompt_length: int
-    video_start: int  # tokens before the first frame; 0 without video
-    video_end: int  # tokens up to the last frame
+    frame_index: list[int]  # frame of each token of the prompt, -1 for text
     evidence_stage: list[int]
     evidence_frames: np.ndarray | None  # (E, T)
     evidence_spans: np.ndarray | None  # (E, 2), in frames
@@ -41,7 +40,7 @@ class _Collator:
 
     Args:
         processor ([`D2VLMProcessor`]):
-            Processor of the model.
+            Processor of the model, with or without a backbone of transformers.
         read_video (`Callable`):
             Entry of the `videos` column to [`~trl_temporal.video.Video`], e.g. a
             [`~trl_temporal.data.frame_cache.FrameCache`].
@@ -63,11 +62,16 @@ class _Collator:
         """The distinct videos of the rows, and which of them each row shows (-1 for none)."""
         videos, numbers, seen = [], [], {}
         for row in rows:
+            if row.get("images"):
+                raise RowError(
+                    f"row {row.get('id')!r}, column 'images': has images, which this model is not shown. Remove them, "
+                    "or train a model without evidence tokens."
+                )
             entries = coerce_videos(row.get("videos"))
             if not entries:
                 numbers.append(-1)
                 continue
-            key = json.dumps(entries[0], sort_keys=True)
+            key = video_key(entries[0])
             if key not in seen:
                 seen[key] = len(videos)
                 videos.append(self.read_video(entries[0]))
@@ -81,6 +85,18 @@ class _Collator:
     def _encode(self, text: str) -> list[int]:
         return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
 
+    def _encode_prompts(self, rows: list[dict], videos: list[Video], numbers: list[int]):
+        """The rendered and the encoded prompt of each row, and the model's inputs for the videos."""
+        texts = [self._prompt_text(row) for row in rows]
+        prompts, video_inputs = self.processor.encode_prompts(
+            [text for text, _ in texts],
+            [video.frames for video in videos],
+            numbers,
+            [video.timestamps_s for video in videos],
+            [video.duration_s for video in videos],
+        )
+        return list(zip(texts, prompts, strict=True)), video_inputs
+
     def _sequence(
         self,
         row: dict,
@@ -89,21 +105,18 @@ class _Collator:
         response_spans: list[list[float]] | None,
         video: Video | None,
         video_number: int,
+        encoded: tuple[tuple[str, list[dict]], D2VLMPrompt],
     ) -> _Sequence:
         processor = self.processor
-        prompt_text, messages = self._prompt_text(row)
+        (prompt_text, messages), prompt = encoded
         whole = processor.apply_chat_template(messages + strip_none_parts(response), tokenize=False)
-        if not whole.startswith(prompt_text):
+        response_text = response_after(prompt_text, whole)
+        if response_text is None:
             raise RowError(
                 f"row {row.get('id')!r}: the chat template renders the prompt differently when a response follows, so "
                 "the response cannot be told apart. Use a template whose generation prompt opens the response."
             )
-        prompt_ids, response_ids = self._encode(prompt_text), self._encode(whole[len(prompt_text) :])
-        video_start = video_end = 0
-        if video is not None:
-            video_start = prompt_ids.index(processor.video_token_id)
-            video_end = video_start + len(video.frames)
-            prompt_ids[video_start : video_start + 1] = [processor.video_token_id] * len(video.frames)
+        prompt_ids, response_ids = prompt.input_ids, self._encode(response_text)
         evidence, end = processor.evidence_token_id, processor.evidence_end_token_id
         num_prompt = prompt_ids.count(evidence)
         stage_end = response_ids.index(end) if end in response_ids else 0
@@ -134,8 +147,7 @@ class _Collator:
         return _Sequence(
             input_ids=prompt_ids + response_ids,
             prompt_length=len(prompt_ids),
-            video_start=video_start,
-            video_end=video_end,
+            frame_index=prompt.frame_index,
             evidence_stage=[STAGE_PROMPT] * num_prompt
             + [STAGE_EVIDENCE] * num_evidence
             + [STAGE_RESPONSE] * num_response,
@@ -159,13 +171,14 @@ class _Collator:
                 check_visible(spans, video)
             except RowError as error:
                 raise RowError(f"row {row.get('id')!r}: {error}") from None
-        frames = spans_to_frame_mask(spans, video.timestamps_s, video.duration_s, time_rule)
+        timestamps_s = self.processor.frame_timestamps(video.timestamps_s)
+        frames = spans_to_frame_mask(spans, timestamps_s, video.duration_s, time_rule)
         if time_rule == "index":
-            return frames, spans_to_positions(spans, video.timestamps_s)
+            return frames, spans_to_positions(spans, timestamps_s)
         last = frames.shape[1] - 1 - frames[:, ::-1].argmax(1)
         return frames, np.stack([frames.argmax(1), last], axis=1)
 
-    def _pad(self, sequences: list[_Sequence], videos: list[Video]) -> dict[str, torch.Tensor]:
+    def _pad(self, sequences: list[_Sequence], video_inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Right-padded batch; `completion_mask` marks the responses."""
         num_rows, length = len(sequences), max(len(row.input_ids) for row in sequences)
         input_ids = torch.full((num_rows, length), self.processor.tokenizer.pad_token_id)
@@ -176,8 +189,12 @@ class _Collator:
             attention_mask[number, : len(row.input_ids)] = 1
             completion_mask[number, row.prompt_length : len(row.input_ids)] = 1
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "completion_mask": completion_mask}
-        if videos:
-            batch.update(self.processor.pad_frames([video.frames for video in videos]))
+        if video_inputs:
+            batch.update(video_inputs)
+            frame_index = torch.full((num_rows, length), -1)
+            for number, row in enumerate(sequences):
+                frame_index[number, : row.prompt_length] = torch.tensor(row.frame_index)
+            batch["frame_index"] = frame_index
             batch["video_index"] = torch.tensor([row.video_number for row in sequences])
             num_evidence = max(len(row.evidence_stage) for row in sequences)
             num_frames = batch["frame_mask"].shape[1]
@@ -208,6 +225,7 @@ class EvidenceCollator(_Collator):
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         videos, numbers = self._read_videos(rows)
+        prompts, video_inputs = self._encode_prompts(rows, videos, numbers)
         sequences = [
             self._sequence(
                 row,
@@ -216,10 +234,11 @@ class EvidenceCollator(_Collator):
                 row.get("response_spans"),
                 videos[number] if number >= 0 else None,
                 number,
+                prompt,
             )
-            for row, number in zip(rows, numbers, strict=True)
+            for row, number, prompt in zip(rows, numbers, prompts, strict=True)
         ]
-        batch = self._pad(sequences, videos)
+        batch = self._pad(sequences, video_inputs)
         batch["labels"] = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, -100)
         if self.release_quirks:
             self._pad_prefixes(batch, sequences)
@@ -230,14 +249,15 @@ class EvidenceCollator(_Collator):
         The released code pads the texts before the videos to one length and leaves the holes in, masked, between the
         frames and the question, whose positions they shift.
         """
-        longest = max(row.video_start for row in sequences)
-        holes = [longest - row.video_start if row.video_end else 0 for row in sequences]
+        starts = [row.frame_index.index(0) if 0 in row.frame_index else 0 for row in sequences]
+        ends = [start + max(row.frame_index) + 1 for start, row in zip(starts, sequences, strict=True)]
+        holes = [max(starts) - start if end else 0 for start, end in zip(starts, ends, strict=True)]
         length = max(len(row.input_ids) + hole for row, hole in zip(sequences, holes, strict=True))
         fill = {"input_ids": self.processor.tokenizer.pad_token_id, "attention_mask": 0, "labels": -100}
         for name, value in fill.items():
             moved = torch.full((len(sequences), length), value)
             for number, (row, hole) in enumerate(zip(sequences, holes, strict=True)):
-                before, end = row.video_end, len(row.input_ids)
+                before, end = ends[number], len(row.input_ids)
                 moved[number, :before] = batch[name][number, :before]
                 moved[number, before + hole : end + hole] = batch[name][number, before:end]
             batch[name] = moved
@@ -254,6 +274,7 @@ class PreferenceCollator(_Collator):
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         videos, numbers = self._read_videos(rows)
+        prompts, video_inputs = self._encode_prompts(rows, videos, numbers)
         sequences = [
             self._sequence(
                 row,
@@ -262,13 +283,14 @@ class PreferenceCollator(_Collator):
                 None,
                 videos[number] if number >= 0 else None,
                 number,
+                prompt,
             )
             for side in ("chosen", "rejected")
-            for row, number in zip(rows, numbers, strict=True)
+            for row, number, prompt in zip(rows, numbers, prompts, strict=True)
         ]
         if self.release_quirks:
             sequences = self._trim_text_pairs(sequences)
-        batch = self._pad(sequences, videos)
+        batch = self._pad(sequences, video_inputs)
         for name in ("ref_chosen_logps", "ref_rejected_logps"):
             if name in rows[0]:
                 batch[name] = torch.tensor([row[name] for row in rows])
@@ -317,6 +339,8 @@ class PromptCollator(_Collator):
             videos=[video.frames for video in videos],
             video_index=numbers,
             questions=[_question(messages) for _, messages in rendered],
+            timestamps_s=[video.timestamps_s for video in videos],
+            duration_s=[video.duration_s for video in videos],
         )
         inputs.update(
             self._prompt_evidence(rows, [videos[number] if number >= 0 else None for number in numbers], inputs)

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .grammar import EVI, EVI_END
-from .row_checks import DURATION_SLACK_S, RESPONSES, ROLES, VideoEntry
+from .media import IMAGE_SUFFIXES, SOURCES, VIDEO_SUFFIXES, VideoEntry
+from .row_checks import DURATION_SLACK_S, RESPONSES, ROLES
 
 # The form of a response with evidence. `\s` of Arrow's regular expressions is narrower than Python's white space.
 _RESPONSE_FORM = rf"^\s*({EVI}\s*)*{EVI_END}"
@@ -41,7 +42,7 @@ class _Lists(NamedTuple):
 
 
 class _Messages(NamedTuple):
-    """A column of messages: suspicious rows, the number of messages, the text of them all, and their video parts."""
+    """A column of messages: suspicious rows, the number of messages, the text of them all, and their other parts."""
 
     suspicious: np.ndarray
     num_messages: np.ndarray
@@ -49,6 +50,8 @@ class _Messages(NamedTuple):
     text: pa.Array
     num_videos: np.ndarray
     num_user_videos: np.ndarray
+    num_images: np.ndarray
+    num_user_images: np.ndarray
 
 
 class _Spans(NamedTuple):
@@ -90,6 +93,8 @@ def suspicious_rows(table: pa.Table, kind: str) -> np.ndarray:
 def _suspicious_rows(table: pa.Table, kind: str) -> np.ndarray:
     responses = RESPONSES[kind]
     num_videos, duration_s, bad = _check_videos(table)
+    num_images, bad_images = _check_images(table)
+    bad |= bad_images
 
     prompt = _read_messages(_column(table, "prompt"))
     spans = {}
@@ -100,13 +105,14 @@ def _suspicious_rows(table: pa.Table, kind: str) -> np.ndarray:
     bad |= _count(prompt.text, EVI) != spans["prompt_spans"].lengths
     bad |= (prompt.num_videos != prompt.num_user_videos) | (prompt.num_videos > 1) | (num_videos > 1)
     bad |= prompt.num_videos != num_videos
+    bad |= (prompt.num_images != prompt.num_user_images) | (prompt.num_images != num_images)
 
     texts = {}
     for column, span_column in responses.items():
         response = _read_messages(_column(table, column))
         texts[column] = response.text
         bad |= response.suspicious | (response.num_messages != 1) | ~_equal(response.last_role, "assistant")
-        bad |= response.num_videos > 0
+        bad |= (response.num_videos > 0) | (response.num_images > 0)
         in_response = spans[span_column]
         if column == "completion":
             own = spans["response_spans"]
@@ -213,16 +219,20 @@ def _check_videos(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     duration_s = _numbers(_column(table, "duration"))
     bad = _given(_column(table, "duration")) & ~((duration_s > 0) & (duration_s < _MAX_EXACT))
     if pa.types.is_null(entries.type) or _is_text(entries.type):
-        return videos.lengths, duration_s, bad | (videos.count(~_given(entries)) > 0)
+        wrong = ~_given(entries) | _has_suffix(entries, IMAGE_SUFFIXES)
+        return videos.lengths, duration_s, bad | (videos.count(wrong) > 0)
 
     names = {field.name for field in entries.type} if pa.types.is_struct(entries.type) else set()
     wrong = ~_given(entries)
     for name in names - VideoEntry.__annotations__.keys():  # with a value it is an unknown key
         wrong |= _given(_field(entries, name))
-    has_path, has_folder = (_given(_texts(_field(entries, name))) for name in ("path", "frames_dir"))
+    path, frames = _texts(_field(entries, "path")), _lists(_field(entries, "frames"))
+    given = {"path": _given(path), "frames_dir": _given(_texts(_field(entries, "frames_dir"))), "frames": frames.given}
     start, end, fps = (_field(entries, name) for name in ("start_s", "end_s", "fps"))
     start_s, end_s = _numbers(start), _numbers(end)
-    wrong |= (has_path == has_folder) | (has_folder != _given(fps))
+    wrong |= (sum(given[name].astype(int) for name in SOURCES) != 1) | (given["path"] == _given(fps))
+    wrong |= _has_suffix(path, IMAGE_SUFFIXES)
+    wrong |= frames.given & ((frames.lengths == 0) | (frames.count(_wrong_images(frames.values)) > 0))
     wrong |= _given(fps) & ~((_numbers(fps) > 0) & (_numbers(fps) < _MAX_EXACT))
     first_s = np.where(_given(start), start_s, 0.0)
     last_s = np.where(_given(end), end_s, np.inf)
@@ -234,28 +244,61 @@ def _check_videos(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return videos.lengths, np.fmin(duration_s, crop_s), bad | (videos.count(wrong) > 0)
 
 
+def _check_images(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """The number of images, and the suspicious rows."""
+    if "images" not in table.column_names or len(table) == 0:
+        return np.zeros(len(table), dtype=np.int64), np.zeros(len(table), dtype=bool)
+    num_images, bad = [], []
+    for column in table.column("images").chunks:  # combined, they would be copied, and they may hold the files
+        is_single = _is_text(column.type) or pa.types.is_struct(column.type)  # one image, without a list
+        images = _one_each(column) if is_single else _lists(column)
+        num_images.append(images.lengths)
+        bad.append(images.count(_wrong_images(images.values)) > 0)
+    return np.concatenate(num_images), np.concatenate(bad)
+
+
+def _wrong_images(images: pa.Array) -> np.ndarray:
+    """Which of the images are no paths, and no structs with `path` or `bytes` alone, or are videos by their names."""
+    if pa.types.is_null(images.type) or _is_text(images.type):
+        return ~_given(images) | _has_suffix(images, VIDEO_SUFFIXES)
+    if not pa.types.is_struct(images.type):
+        raise _UnusualTypeError
+    path = _texts(_field(images, "path"))
+    wrong = ~_given(images) | ~(_given(path) | _given(_field(images, "bytes"))) | _has_suffix(path, VIDEO_SUFFIXES)
+    for name in {field.name for field in images.type} - {"path", "bytes"}:
+        wrong |= _given(_field(images, name))
+    return wrong
+
+
+def _has_suffix(paths: pa.Array, suffixes: tuple[str, ...]) -> np.ndarray:
+    pattern = rf"\.({'|'.join(suffixes)})$"
+    return _numpy(pc.fill_null(pc.match_substring_regex(_texts(paths), pattern, ignore_case=True), False))
+
+
 def _read_messages(column: pa.Array) -> _Messages:
     messages = _lists(column)
     roles, contents = _texts(_field(messages.values, "role")), _field(messages.values, "content")
     if _is_text(contents.type) or pa.types.is_null(contents.type):  # `content` is the text itself
         parts = _one_each(contents)
         texts = _texts(parts.values)
-        is_video = wrong_part = np.zeros(len(texts), dtype=bool)
+        is_video = is_image = wrong_part = np.zeros(len(texts), dtype=bool)
     else:
         parts = _lists(contents)
         types, texts = (_texts(_field(parts.values, name)) for name in ("type", "text"))
-        is_video = _equal(types, "video")
-        wrong_part = ~is_video & ~(_equal(types, "text") & _given(texts))
+        is_video, is_image = _equal(types, "video"), _equal(types, "image")
+        wrong_part = ~is_video & ~is_image & ~(_equal(types, "text") & _given(texts))
     known_role = _numpy(pc.is_in(roles, value_set=pa.array(ROLES)))
     wrong = ~_given(messages.values) | ~known_role | ~parts.given | (parts.count(wrong_part) > 0)
-    num_videos = parts.count(is_video)
-    of_user = num_videos * _equal(roles, "user")
+    by_user = _equal(roles, "user")
+
+    def in_rows(count: np.ndarray) -> np.ndarray:
+        return np.bincount(messages.rows, count, minlength=len(column))
 
     # The texts of all parts and messages of a row, joined. There is mostly one.
-    is_text = ~is_video & _given(texts)
+    is_text = ~is_video & ~is_image & _given(texts)
     rows = messages.rows[parts.rows[is_text]]
     offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(column)))])
-    in_rows = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), texts.filter(pa.array(is_text)))
+    row_texts = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), texts.filter(pa.array(is_text)))
     last = np.cumsum(messages.lengths)[messages.lengths > 0] - 1
     last_role = pa.nulls(len(column), pa.string())
     last_role = pc.replace_with_mask(last_role, pa.array(messages.lengths > 0), roles.take(pa.array(last)))
@@ -263,9 +306,11 @@ def _read_messages(column: pa.Array) -> _Messages:
         suspicious=(messages.lengths == 0) | (messages.count(wrong) > 0),
         num_messages=messages.lengths,
         last_role=last_role,
-        text=pc.binary_join(in_rows, ""),
-        num_videos=np.bincount(messages.rows, num_videos, minlength=len(column)),
-        num_user_videos=np.bincount(messages.rows, of_user, minlength=len(column)),
+        text=pc.binary_join(row_texts, ""),
+        num_videos=in_rows(parts.count(is_video)),
+        num_user_videos=in_rows(parts.count(is_video) * by_user),
+        num_images=in_rows(parts.count(is_image)),
+        num_user_images=in_rows(parts.count(is_image) * by_user),
     )
 
 

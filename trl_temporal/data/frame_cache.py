@@ -9,7 +9,8 @@ from uuid import uuid4
 
 import numpy as np
 
-from ..video import Video, load_row_video
+from ..models.d2vlm.processing_d2vlm import D2VLMProcessor
+from ..video import Video, VideoError, load_row_video
 
 
 class FrameCache:
@@ -22,12 +23,15 @@ class FrameCache:
     Args:
         root (`str` or `None`):
             Folder of the cache; `None` decodes every time.
-        fps (`float`):
-            Frames per second of video.
+        fps (`float`, *optional*):
+            Frames per second of video. Exactly one of `fps` and `num_frames` is given.
+        num_frames (`int`, *optional*):
+            Exactly this many frames of every video, at the midpoints of equal parts, for processors that stack the
+            videos of a batch. A video with fewer is an error: a frame is never shown twice.
         size (`int` or `None`):
             Height and width of the frames in pixels; `None` for that of the video.
         max_frames (`int`, *optional*):
-            Longer videos are sampled more thinly.
+            Longer videos are sampled more thinly. Not with `num_frames`.
         center_crop (`bool`, *optional*, defaults to `False`):
             Cut the middle square out of frames, instead of resizing whole frames to a square.
         backend (`str`, *optional*, defaults to `"pyav"`):
@@ -46,15 +50,22 @@ class FrameCache:
         self,
         root: str | os.PathLike | None,
         *,
-        fps: float,
+        fps: float | None = None,
+        num_frames: int | None = None,
         size: int | None,
         max_frames: int | None = None,
         center_crop: bool = False,
         backend: str = "pyav",
     ):
+        if (fps is None) == (num_frames is None) or (num_frames is not None and max_frames is not None):
+            raise ValueError(
+                "Give either fps, with max_frames if there is a limit, or num_frames, but got "
+                f"fps={fps}, max_frames={max_frames}, num_frames={num_frames}."
+            )
         self.root = None if root is None else Path(root)
         self.sampling = {
             "fps": fps,
+            "num_frames": num_frames,
             "size": size,
             "max_frames": max_frames,
             "center_crop": center_crop,
@@ -67,25 +78,23 @@ class FrameCache:
 
         Args:
             entry (`str` or `dict`):
-                A path, or `{path, start_s, end_s, frames_dir, fps}` with unused fields `None`.
+                A path, or `{path, start_s, end_s, frames_dir, frames, fps}` with unused fields `None`.
 
         Returns:
             [`~trl_temporal.video.Video`].
 
         Raises:
-            VideoError: if the video cannot be read.
+            VideoError: if the video cannot be read, or has fewer than `num_frames` frames.
         """
-        if self.root is None:
-            return load_row_video(entry, **self.sampling)
-        stem = self._stem(entry)
+        stem = None if self.root is None else self._stem(entry)
         if stem is None:
-            return load_row_video(entry, **self.sampling)
+            return self._load(entry)
         frames_file, info_file = stem.with_suffix(".npy"), stem.with_suffix(".json")
         if info_file.exists():  # written last: its frames are whole
             info = json.loads(info_file.read_text())
             info["timestamps_s"] = np.asarray(info["timestamps_s"])
             return Video(frames=np.load(frames_file, mmap_mode="r"), **info)
-        video = load_row_video(entry, **self.sampling)
+        video = self._load(entry)
         stem.parent.mkdir(parents=True, exist_ok=True)
         temporary = stem.with_name(f".{stem.name}.{uuid4().hex}.npy")
         np.save(temporary, video.frames)
@@ -100,15 +109,28 @@ class FrameCache:
         os.replace(temporary, info_file)
         return video
 
+    def _load(self, entry: str | dict) -> Video:
+        video = load_row_video(entry, **self.sampling)
+        num_frames = self.sampling["num_frames"]
+        if num_frames is not None and len(video.frames) != num_frames:
+            raise VideoError(
+                f"{video.path}: num_frames={num_frames} asks for more frames than there are, "
+                f"{len(video.frames)} in {video.duration_s:.3g} s. Lower num_frames, sample by fps, or leave the video"
+                " out."
+            )
+        return video
+
     def _stem(self, entry: str | dict) -> Path | None:
         entry = {"path": entry} if isinstance(entry, str) else entry
         path = entry.get("path") or entry.get("frames_dir")
-        if path is None or not os.path.exists(path):
-            return None  # the loader has the right words for it
+        files = entry.get("frames") if path is None else [path]
+        # Frames in memory need no cache, and for what is not there the loader has the right words.
+        if not isinstance(files, list) or not all(isinstance(file, str) and os.path.exists(file) for file in files):
+            return None
         key = {
             "entry": {name: value for name, value in entry.items() if value is not None},
-            "path": os.path.abspath(path),
-            "version": _version(path),
+            "paths": [os.path.abspath(file) for file in files],
+            "versions": [_version(file) for file in files],
             "sampling": self.sampling,
         }
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
@@ -121,3 +143,20 @@ def _version(path: str) -> list:
         return [[name, *_version(os.path.join(path, name))] for name in sorted(os.listdir(path))]
     status = os.stat(path)
     return [status.st_size, status.st_mtime_ns]
+
+
+def processor_sampling(processor: D2VLMProcessor) -> dict:
+    """
+    How the processor of a D2VLM wants videos to be read.
+
+    Args:
+        processor ([`D2VLMProcessor`]):
+            Its `num_frames` goes before `fps` and `max_frames`.
+
+    Returns:
+        `dict`: arguments of [`FrameCache`].
+    """
+    sampling = {"fps": processor.fps, "max_frames": processor.max_frames}
+    if processor.num_frames is not None:
+        sampling = {"num_frames": processor.num_frames}
+    return {**sampling, "size": processor.image_size, "center_crop": processor.center_crop}

@@ -163,3 +163,28 @@ def normalize(text: str) -> str:
         'the red disc blinks'
     """
     return " ".join(re.sub(r"[^\w\s]|_", "", text.lower()).split())
+
+
+def response_after(prompt: str, whole: str) -> str | None:
+    r"""
+    What a chat template writes behind the generation prompt: the response and the end of its turn.
+
+    Args:
+        prompt (`str`):
+            The rendered prompt, generation prompt included.
+        whole (`str`):
+            The rendered prompt and response.
+
+    Returns:
+        `str`, or `None` if the template renders the prompt differently when a response follows.
+
+    Example:
+        >>> from trl_temporal.data.grammar import response_after
+        >>> response_after("<|user|>Hi<|assistant|>", "<|user|>Hi<|assistant|>Hello!<|end|>")
+        'Hello!<|end|>'
+    """
+    if whole.startswith(prompt):
+        return whole[len(prompt) :]
+    # LLaVA-OneVision opens a response with a space and a new line, but its generation prompt has no space.
+    opening = prompt.rstrip()
+    return whole[len(opening) :].lstrip() if whole.startswith(opening) else None

@@ -2,11 +2,13 @@
 """The checks of one row behind [`trl_temporal.data.schema`]: what is wrong, in which column, and how to mend it."""
 
 import math
-import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple, NotRequired, TypedDict
+from typing import Any, NamedTuple
 
+from .errors import ColumnError
+from .errors import RowError as RowError
 from .grammar import EVI, EVI_END, split_response
+from .media import VideoEntry, coerce_images, coerce_videos, without_none
 
 Message = dict[str, Any]
 
@@ -21,35 +23,10 @@ RESPONSES: dict[str, dict[str, str]] = {
     "prompt": {},
 }
 # The other columns that are checked.
-COMMON_COLUMNS = ("videos", "prompt", "prompt_spans", "response_spans", "all_spans", "duration")
+COMMON_COLUMNS = ("videos", "images", "prompt", "prompt_spans", "response_spans", "all_spans", "duration")
 EVALUATION_COLUMNS = ("options", "answer_index", "saliency")
 
 ROLES = ("system", "user", "assistant")
-
-
-class VideoEntry(TypedDict):
-    """One entry of the `videos` column: a file or a folder of frames, whole or cropped. Unused fields are `None`."""
-
-    path: NotRequired[str | None]
-    start_s: NotRequired[float | None]
-    end_s: NotRequired[float | None]
-    frames_dir: NotRequired[str | None]
-    fps: NotRequired[float | None]
-
-
-class RowError(ValueError):
-    """A row that breaks the data contract. The message names the row, the column, the fault and what to do."""
-
-
-class ColumnError(RowError):
-    """A fault of one column, in its parts."""
-
-    def __init__(self, column: str, fault: str, mend: str):
-        super().__init__(column, fault, mend)  # all of them, or the error could not leave a worker process
-        self.column, self.fault, self.mend = column, fault, mend
-
-    def __str__(self) -> str:
-        return f"column '{self.column}': {self.fault}. {self.mend}."
 
 
 def strip_none_parts(messages: Sequence[Message]) -> list[Message]:
@@ -71,74 +48,11 @@ def strip_none_parts(messages: Sequence[Message]) -> list[Message]:
     [{'role': 'user', 'content': [{'type': 'video'}]}]
     ```
     """
-    messages = [_without_none(message) for message in messages]
+    messages = [without_none(message) for message in messages]
     for message in messages:
         if isinstance(message.get("content"), list):
-            message["content"] = [_without_none(part) for part in message["content"]]
+            message["content"] = [without_none(part) for part in message["content"]]
     return messages
-
-
-def _without_none(mapping: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in mapping.items() if value is not None}
-
-
-def coerce_videos(value: Any) -> list[VideoEntry]:
-    """
-    Bring the `videos` cell of a row into its one form, a list of entries without unused fields.
-
-    Args:
-        value (`str`, `os.PathLike`, `dict`, a list of these, or `None`):
-            Cell of the `videos` column. A dictionary is a [`VideoEntry`] or what `datasets.Video(decode=False)`
-            returns (`{"path": ..., "bytes": None}`).
-
-    Returns:
-        `list[dict]`: one [`VideoEntry`] per video.
-
-    Raises:
-        [`RowError`]: an entry names no source or two, has an unknown key, holds encoded bytes or a decoder, or has a
-            crop or a frame rate that cannot be.
-
-    Example:
-
-    ```python
-    >>> from trl_temporal.data.schema import coerce_videos
-    >>> coerce_videos(["a.mp4", {"path": "b.mp4", "start_s": 2.0, "end_s": None}])
-    [{'path': 'a.mp4'}, {'path': 'b.mp4', 'start_s': 2.0}]
-    ```
-    """
-    if value is None:
-        return []
-    return [_coerce_video(entry) for entry in (value if isinstance(value, list) else [value])]
-
-
-def _coerce_video(entry: Any) -> VideoEntry:
-    if isinstance(entry, str | os.PathLike):
-        return {"path": os.fspath(entry)}
-    if not isinstance(entry, dict):
-        fault = f"has an entry of type {type(entry).__name__}"
-        raise ColumnError("videos", fault, "Give the path of the file, or cast to `datasets.Video(decode=False)`")
-    entry = _without_none(entry)
-    if "bytes" in entry:
-        raise ColumnError("videos", "holds an encoded video in 'bytes'", "Write it to a file and give its path")
-    known = VideoEntry.__annotations__
-    for key in entry:
-        if key not in known:
-            raise ColumnError("videos", f"has the unknown key '{key}'", f"Remove it; the keys are {', '.join(known)}")
-    if ("path" in entry) == ("frames_dir" in entry):
-        raise ColumnError("videos", "has an entry with no source or two", "Give it either a 'path' or a 'frames_dir'")
-    if ("frames_dir" in entry) != ("fps" in entry):
-        raise ColumnError(
-            "videos", "has 'frames_dir' or 'fps' alone", "Give a folder of frames, and only it, its 'fps'"
-        )
-    for key in ("start_s", "end_s", "fps"):
-        if not isinstance(entry.get(key, 0.0), int | float):
-            raise ColumnError("videos", f"has '{key}' {entry[key]!r:.60}", "Give a number")
-    if not 0 < entry.get("fps", 1.0) < math.inf:
-        raise ColumnError("videos", f"has 'fps' {entry['fps']}", "Give the positive number of frames per second")
-    start_s, end_s = entry.get("start_s", 0.0), entry.get("end_s", math.inf)
-    if not 0 <= start_s < end_s:
-        raise ColumnError("videos", f"has an impossible crop, {start_s} s to {end_s} s", "Use 0 <= start_s < end_s")
-    return entry
 
 
 def span_fault(span: Any, duration_s: float | None = None, moment: bool = False) -> tuple[str, str] | None:
@@ -203,6 +117,7 @@ def check_row(row: dict[str, Any], kind: str) -> None:
     prompt = _read_messages("prompt", row["prompt"])
     videos = coerce_videos(row.get("videos"))
     _check_videos_agree(prompt, videos)
+    _check_images_agree(prompt, coerce_images(row.get("images")))
     duration_s = _known_duration(row, videos)
     for column in ("prompt_spans", "response_spans", "all_spans", *responses.values()):
         if row.get(column) is not None:
@@ -238,6 +153,7 @@ class _Turn(NamedTuple):
     role: str
     text: str
     num_videos: int
+    num_images: int
 
 
 def _read_messages(column: str, messages: Any) -> list[_Turn]:
@@ -253,18 +169,19 @@ def _read_message(column: str, message: Any) -> _Turn:
     if role not in ROLES:
         raise ColumnError(column, f"has a message with the role {role!r}", "Use 'system', 'user' or 'assistant'")
     if isinstance(content, str):
-        return _Turn(role, content, num_videos=0)
+        return _Turn(role, content, num_videos=0, num_images=0)
     if not isinstance(content, list):
         raise ColumnError(column, f"has a message with the content {content!r}", "Give it a string or a list of parts")
     for part in content:
-        if not isinstance(part, dict) or part.get("type") not in ("text", "video"):
-            raise ColumnError(column, f"has the part {part!r:.60}", "Use parts of type 'text' and 'video'")
+        if not isinstance(part, dict) or part.get("type") not in ("text", "video", "image"):
+            raise ColumnError(column, f"has the part {part!r:.60}", "Use parts of type 'text', 'video' and 'image'")
         if part["type"] == "text" and not isinstance(part.get("text"), str):
             raise ColumnError(
                 column, "has a text part without text", "Fill its 'text' with a string, or remove the part"
             )
-    texts = [part["text"] for part in content if part["type"] == "text"]
-    return _Turn(role, "".join(texts), num_videos=len(content) - len(texts))
+    types = [part["type"] for part in content]
+    text = "".join(part["text"] for part in content if part["type"] == "text")
+    return _Turn(role, text, num_videos=types.count("video"), num_images=types.count("image"))
 
 
 def _check_prompt(prompt: list[_Turn], num_spans: int) -> None:
@@ -292,6 +209,15 @@ def _check_videos_agree(prompt: list[_Turn], videos: list[VideoEntry]) -> None:
     if videos and not num_parts:
         fault = "has no video part, so the model would never see the entry of 'videos'"
         raise ColumnError("prompt", fault, 'Put {"type": "video"} before the question')
+
+
+def _check_images_agree(prompt: list[_Turn], images: list[Any]) -> None:
+    num_parts = sum(turn.num_images for turn in prompt)
+    if num_parts != sum(turn.num_images for turn in prompt if turn.role == "user"):
+        raise ColumnError("prompt", "has an image part outside the user's messages", "Move it before the question")
+    if num_parts != len(images):
+        fault = f"has length {len(images)}, but the prompt has {num_parts} image parts"
+        raise ColumnError("images", fault, 'Write one {"type": "image"} for each image, in order')
 
 
 def _known_duration(row: dict[str, Any], videos: list[VideoEntry]) -> float | None:
@@ -323,6 +249,8 @@ def _check_response(row: dict[str, Any], column: str, span_column: str, has_vide
     text = turns[0].text.strip()
     if turns[0].num_videos:
         raise ColumnError(column, "has a video part", "Move it to the user's message in the prompt")
+    if turns[0].num_images:
+        raise ColumnError(column, "has an image part", "Move it to the user's message in the prompt")
     if not text:
         raise ColumnError(column, "is empty", "Fill in the response")
 

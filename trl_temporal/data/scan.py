@@ -160,6 +160,8 @@ def _distinct_paths(videos: datasets.Dataset | datasets.DatasetDict | Iterable[s
 
 
 def _source(entry: dict[str, Any]) -> str:
+    if "frames" in entry:
+        raise RowError("column 'videos': is a list of frames, which a scan cannot look up. Leave such rows out of it.")
     return entry["frames_dir"] if "frames_dir" in entry else entry["path"]
 
 

@@ -13,17 +13,15 @@ from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 import datasets
 
 from .column_checks import suspicious_rows
+from .errors import ColumnError, RowError
+from .media import VideoEntry, coerce_images, coerce_videos, video_key
 from .row_checks import (
     COMMON_COLUMNS,
     DURATION_SLACK_S,
     EVALUATION_COLUMNS,
     RESPONSES,
-    ColumnError,
     Message,
-    RowError,
-    VideoEntry,
     check_row,
-    coerce_videos,
     span_fault,
     strip_none_parts,
 )
@@ -45,6 +43,7 @@ __all__ = [
     "RowKind",
     "SFTRow",
     "VideoEntry",
+    "coerce_images",
     "coerce_videos",
     "filter_bad_rows",
     "find_faults",
@@ -54,6 +53,7 @@ __all__ = [
     "validate",
     "validate_dataset",
     "validate_row",
+    "video_key",
     "without_video_decoding",
 ]
 
@@ -64,10 +64,14 @@ BATCH_SIZE = 10_000  # rows that are checked at a time
 
 
 class PromptRow(TypedDict):
-    """What every row has: a question about at most one video. Times are seconds from the start of the crop."""
+    """
+    What every row has: a question about at most one video, and any number of images. Times are seconds from the start
+    of the crop.
+    """
 
     prompt: list[Message]
     videos: NotRequired[list[VideoEntry]]
+    images: NotRequired[list]
     prompt_spans: NotRequired[list[Interval]]
     duration: NotRequired[float]
     id: NotRequired[str]

@@ -10,7 +10,7 @@ import datasets
 from tqdm import tqdm
 
 from ..video import Video, VideoError
-from .schema import DURATION_SLACK_S, RowError, coerce_videos
+from .schema import DURATION_SLACK_S, RowError, coerce_videos, video_key
 
 SPAN_COLUMNS = ("prompt_spans", "spans", "response_spans", "chosen_spans", "rejected_spans")
 
@@ -56,14 +56,18 @@ def find_bad_videos(
         spans begins.
     """
     rows_of: dict[str, list[int]] = {}
+    entries: dict[str, dict] = {}
     for index, videos in enumerate(dataset.select_columns(["videos"])["videos"]):
         if videos:
-            rows_of.setdefault(json.dumps(coerce_videos(videos)[0], sort_keys=True), []).append(index)
+            (entry,) = coerce_videos(videos)
+            key = video_key(entry)
+            rows_of.setdefault(key, []).append(index)
+            entries[key] = entry
     spans_of = dataset.select_columns([column for column in SPAN_COLUMNS if column in dataset.column_names])
     overhangs_s = []
-    for entry, indices in tqdm(rows_of.items(), desc=progress, disable=progress is None):
+    for key, indices in tqdm(rows_of.items(), desc=progress, disable=progress is None):
         try:
-            video = read_video(json.loads(entry))
+            video = read_video(entries[key])
         except VideoError as error:
             yield from ((index, error) for index in indices)
             continue

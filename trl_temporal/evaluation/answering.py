@@ -1,7 +1,6 @@
 # Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
 """Answers of a model to rows, whatever kind of model it is."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
 
 from ..data.chat_inputs import DEFAULT_FPS, DEFAULT_MAX_FRAMES
 from ..data.frame_cache import FrameCache
+from ..data.schema import coerce_videos, video_key
 from ..video import VideoError
 from .generation import generate_answers
 from .metrics.grounding import truth_spans
@@ -53,12 +53,16 @@ class Answering:
         if self.on_bad_sample not in ("raise", "skip"):
             raise ValueError(f"on_bad_sample is {self.on_bad_sample!r}; it must be 'raise' or 'skip'")
         self.has_evidence = has_evidence(self.model.config)
+        self.num_frames = None
         if self.has_evidence:
             if self.size is not None:
                 raise ValueError("the size of a D2VLM's frames is that of its vision tower; leave `size` out")
-            self.fps = self.fps or self.processor.fps
-            self.max_frames = self.max_frames or self.processor.max_frames
             self.size = self.processor.image_size
+            if self.fps is None and self.max_frames is None:
+                self.num_frames = self.processor.num_frames
+            if self.num_frames is None:
+                self.fps = self.fps or self.processor.fps or DEFAULT_FPS
+                self.max_frames = self.max_frames or self.processor.max_frames
         else:
             self.fps = self.fps or DEFAULT_FPS
             self.max_frames = self.max_frames or DEFAULT_MAX_FRAMES
@@ -72,6 +76,8 @@ class Answering:
             "on_bad_sample": self.on_bad_sample,
         }
         if self.has_evidence:
+            if self.num_frames is not None:
+                sampling["num_frames"] = self.num_frames
             sampling |= {"center_crop": self.processor.center_crop, "time_rule": self.processor.time_rule}
             settings["salience_threshold"] = self.model.config.salience_threshold
             settings["interval_ties"] = self.model.config.interval_ties
@@ -143,7 +149,8 @@ class Answering:
         return FrameCache(
             self.frame_cache_dir,
             fps=self.fps,
-            size=self.size or 224,
+            num_frames=self.num_frames,
+            size=self.size if self.has_evidence else self.size or 224,
             max_frames=self.max_frames,
             center_crop=self.has_evidence and self.processor.center_crop,
         )
@@ -152,15 +159,19 @@ class Answering:
         """Ids of rows whose video cannot be read, and why."""
         read, of_video = self._reader(), {}
         for row in rows:
-            key = json.dumps(row["videos"], sort_keys=True)
+            key = _key(row)
             if key not in of_video and row["videos"]:
                 try:
                     read(row["videos"][0])
                     of_video[key] = None
                 except VideoError as error:
                     of_video[key] = str(error)
-        faults = {row["id"]: of_video.get(json.dumps(row["videos"], sort_keys=True)) for row in rows}
+        faults = {row["id"]: of_video.get(_key(row)) for row in rows}
         return {row_id: fault for row_id, fault in faults.items() if fault is not None}
+
+
+def _key(row: Mapping[str, Any]) -> str:
+    return "".join(map(video_key, coerce_videos(row["videos"])))
 
 
 def _truth(row: Mapping[str, Any]) -> list[list[float]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..data.grammar import EVI
+from ..data.schema import coerce_videos, video_key
 from ..spans import Span
 from .metrics.dense_caption import caption_scores, exchange_chance
 from .metrics.grounding import Row, all_events_baseline, chance_baseline, grounding_f1, truth_spans
@@ -64,10 +65,10 @@ class EvaluationResult:
 def _video_name(row: Row) -> str:
     if not row.get("videos"):
         return str(row.get("id"))
-    video = row["videos"][0]
-    return (
-        video if isinstance(video, str) else str((video.get("path") or video.get("frames_dir"), video.get("start_s")))
-    )
+    (video,) = coerce_videos(row["videos"])
+    if "frames" in video:
+        return video_key(video)
+    return str((video.get("path") or video.get("frames_dir"), video.get("start_s")))
 
 
 def _is_malformed(row: Row, answer: "GroundedAnswer") -> bool:

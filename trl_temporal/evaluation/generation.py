@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from ..data.collator import PromptCollator
-from ..data.frame_cache import FrameCache
+from ..data.frame_cache import FrameCache, processor_sampling
 from ..spans import Span
 
 
@@ -115,13 +115,7 @@ def generate_answers(
     """
     rows = list(rows)
     if read_video is None:
-        read_video = FrameCache(
-            None,
-            fps=processor.fps,
-            size=processor.image_size,
-            max_frames=processor.max_frames,
-            center_crop=processor.center_crop,
-        )
+        read_video = FrameCache(None, **processor_sampling(processor))
     collate = PromptCollator(processor, read_video)
     was_training = model.training
     model.eval()

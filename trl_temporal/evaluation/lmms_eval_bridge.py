@@ -6,7 +6,6 @@ Only lmms-eval imports this module: it finds [`model_manifest`] by the entry poi
 and `lmms-eval --model trl_temporal --model_args pretrained=...` then makes a [`GroundedModel`].
 """
 
-import json
 from collections.abc import Iterable
 from itertools import groupby
 from typing import Any
@@ -19,6 +18,8 @@ except ImportError as error:
         f"the bridge to lmms-eval needs lmms-eval, which does not import: {error}. How to install it stands in "
         "docs/lmms_eval.md."
     ) from error
+
+from ..data.schema import video_key
 
 MODEL_ID = "trl_temporal"
 DEFAULT_NEW_TOKENS = 256
@@ -126,7 +127,7 @@ class GroundedModel(lmms):
         texts = [""] * len(requests)
 
         def key(number: int) -> tuple[int, str]:
-            return settings[number][0], json.dumps(rows[number]["videos"])
+            return settings[number][0], "".join(map(video_key, rows[number]["videos"]))
 
         for max_new_tokens, numbers in groupby(sorted(range(len(rows)), key=key), lambda number: settings[number][0]):
             numbers = list(numbers)

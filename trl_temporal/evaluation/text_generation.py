@@ -20,6 +20,7 @@ from ..data.chat_inputs import (
     encode_prompts,
     read_videos,
     takes_any_length,
+    time_ids_per_second,
 )
 from ..video import Video, load_row_video, probe_video
 from .generation import read_ahead
@@ -79,8 +80,8 @@ def generate_texts(
         processor (`ProcessorMixin`):
             Its processor, as of `AutoProcessor`. The video processors of transformers need torchvision.
         rows (`Iterable[dict]`):
-            Rows with `prompt` and `videos`. An `<evi>` in a prompt is replaced by its span of `prompt_spans`, as
-            `12.0s - 15.5s`. Rows of a batch that share a video have it decoded once.
+            Rows with `prompt`, `videos` and `images`. An `<evi>` in a prompt is replaced by its span of
+            `prompt_spans`, as `12.0s - 15.5s`. Rows of a batch that share a video have it decoded once.
         batch_size (`int`, *optional*, defaults to `8`):
             Rows per batch.
         max_new_tokens (`int`, *optional*, defaults to `256`):
@@ -106,8 +107,8 @@ def generate_texts(
         `list[TextAnswer]`, in the order of the rows.
 
     Raises:
-        RowError: If the videos of a row and its prompt do not agree.
-        RuntimeError: If the model would not see the video of a row.
+        RowError: If the videos or images of a row and its prompt do not agree.
+        RuntimeError: If the model would not see the video or an image of a row.
 
     Example:
         >>> from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -124,7 +125,7 @@ def generate_texts(
         def read_video(entry):
             return load_row_video(entry, fps=fps, max_frames=max_frames, size=_frame_size(entry, size))
 
-    any_length = takes_any_length(processor)
+    any_length, per_second = takes_any_length(processor), time_ids_per_second(processor, model)
     answers: list[TextAnswer] = []
     was_training = model.training
     model.eval()
@@ -133,7 +134,9 @@ def generate_texts(
         for chunk, videos in tqdm(chunks, total=-(-len(rows) // batch_size), desc="Generating", disable=not progress):
             texts = [""] * len(chunk)
             for numbers in _batches(videos, any_length):
-                prompts = encode_prompts(processor, [chunk[i] for i in numbers], [videos[i] for i in numbers])
+                prompts = encode_prompts(
+                    processor, [chunk[i] for i in numbers], [videos[i] for i in numbers], per_second
+                )
                 inputs = _to_model(prompts.inputs, model)
                 output = model.generate(
                     **inputs, max_new_tokens=max_new_tokens, do_sample=do_sample, **generation_kwargs

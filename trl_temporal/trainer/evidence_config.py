@@ -29,6 +29,13 @@ class EvidenceConfigMixin:
         default=None,
         metadata={"help": "Longer videos are sampled more thinly. Defaults to the processor's (D2VLM), else to 128."},
     )
+    num_frames: int | None = field(
+        default=None,
+        metadata={
+            "help": "Exactly this many frames of every video, for processors that stack videos. Instead of `fps` and "
+            "`max_frames`."
+        },
+    )
     evidence_coef: float = field(
         default=1.0,
         metadata={"help": "Weight of the grounding loss L_gnd (Eq. 3)."},
@@ -107,6 +114,8 @@ class EvidenceConfigMixin:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        if self.num_frames is not None and (self.fps is not None or self.max_frames is not None):
+            raise ValueError("Give either `num_frames`, which is how many in all, or `fps` and `max_frames`.")
         if self.soft_target_base <= 1:
             raise ValueError(
                 f"`soft_target_base` must be above 1, or targets would not fall with distance; got "

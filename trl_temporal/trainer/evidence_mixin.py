@@ -11,16 +11,26 @@ from peft import PeftModel
 from transformers import AutoConfig, PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint, has_length
 
-from ..data.chat_inputs import DEFAULT_FPS, DEFAULT_MAX_FRAMES
-from ..data.frame_cache import FrameCache
+from ..data.chat_collator import ChatCollator, ChatPreferenceCollator
+from ..data.chat_inputs import DEFAULT_FPS, DEFAULT_MAX_FRAMES, time_ids_per_second
+from ..data.frame_cache import FrameCache, processor_sampling
 from ..data.sampler import VideoGroupSampler
 from ..data.scan import apply_manifest
-from ..data.schema import filter_bad_rows, validate_dataset, validate_row, without_video_decoding
+from ..data.schema import (
+    coerce_videos,
+    filter_bad_rows,
+    validate_dataset,
+    validate_row,
+    video_key,
+    without_video_decoding,
+)
 from ..data.video_check import drop_rows, find_bad_videos
 from ..losses import consistency_l1, grounding_bce, soft_targets
+from ..models.d2vlm.configuration_d2vlm import BACKBONES
 from ..models.d2vlm.modeling_d2vlm import STAGE_EVIDENCE, STAGE_RESPONSE, D2VLMForConditionalGeneration
 from .callbacks import InterruptCallback
-from .fused_forward import EvidenceFusedOutput, frame_spans, vision_tower
+from .fused_forward import EvidenceFusedOutput, frame_spans
+from .shared_videos import video_parameters
 
 
 def frame_cache(args, processor, has_evidence: bool) -> FrameCache:
@@ -41,19 +51,17 @@ def frame_cache(args, processor, has_evidence: bool) -> FrameCache:
     root = None
     if args.cache_frames:
         root = args.frame_cache_dir or os.path.join(datasets.config.HF_CACHE_HOME, "trl_temporal", "frames")
+    if not has_evidence and args.num_frames is not None:
+        return FrameCache(root, num_frames=args.num_frames, size=None, backend=args.video_backend)
     if not has_evidence:
         fps, max_frames = args.fps or DEFAULT_FPS, args.max_frames or DEFAULT_MAX_FRAMES
         return FrameCache(root, fps=fps, size=None, max_frames=max_frames, backend=args.video_backend)
-    processor.fps = args.fps or processor.fps
-    processor.max_frames = args.max_frames or processor.max_frames
-    return FrameCache(
-        root,
-        fps=processor.fps,
-        size=processor.image_size,
-        max_frames=processor.max_frames,
-        center_crop=processor.center_crop,
-        backend=args.video_backend,
-    )
+    if args.num_frames is not None:
+        processor.fps, processor.max_frames, processor.num_frames = None, None, args.num_frames
+    elif args.fps is not None or args.max_frames is not None:
+        processor.fps = args.fps or processor.fps or DEFAULT_FPS
+        processor.max_frames, processor.num_frames = args.max_frames or processor.max_frames, None
+    return FrameCache(root, **processor_sampling(processor), backend=args.video_backend)
 
 
 def is_d2vlm(model: str | PreTrainedModel | PeftModel, args) -> bool:
@@ -61,6 +69,24 @@ def is_d2vlm(model: str | PreTrainedModel | PeftModel, args) -> bool:
     if isinstance(model, str):
         return AutoConfig.from_pretrained(model, trust_remote_code=args.trust_remote_code).model_type == "d2vlm"
     return model.config.model_type == "d2vlm"
+
+
+# TRL takes rows with a column `images` for its own kind, which it neither prepares nor compares without a reference.
+_IMAGES = "images_of_row"
+
+
+def hide_images(kwargs: dict) -> dict:
+    """Arguments of a trainer with the column `images` of its data sets under a name that TRL does not know."""
+
+    def hide(dataset):
+        if isinstance(dataset, dict):
+            return {name: hide(part) for name, part in dataset.items()}
+        has_images = dataset is not None and "images" in (dataset.column_names or [])
+        return dataset.rename_column("images", _IMAGES) if has_images else dataset
+
+    return {
+        name: hide(value) if name in ("train_dataset", "eval_dataset") else value for name, value in kwargs.items()
+    }
 
 
 QUICK_START = """## Quick start
@@ -139,15 +165,24 @@ class EvidenceTrainerMixin:
         """The model without its PEFT wrapper."""
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
+    def _tell_collator(self) -> None:
+        """What a collator for models of transformers cannot know: which model it is for."""
+        if isinstance(self.data_collator, ChatCollator | ChatPreferenceCollator):
+            model = self._base_model()
+            self.data_collator.videos_once = model.config.model_type in BACKBONES
+            self.data_collator.time_ids_per_second = time_ids_per_second(self.data_collator.processor, model)
+
     def _freeze_vision_tower(self) -> None:
         # PEFT has frozen it already, but for the adapters that the user put into it.
         if self.args.freeze_vision_tower and not isinstance(self.model, PeftModel):
-            tower = self.model.model.vision_tower if self._has_evidence else vision_tower(self.model)
-            tower.requires_grad_(False)
+            for parameter in video_parameters(self.model).values():
+                parameter.requires_grad_(False)
 
     def _prepare_dataset(self, dataset, processing_class, args, *unused, dataset_name: str | None = None):
         """Checks every row and every video before training; TRL's own preparation would tokenize without the video."""
         name = dataset_name or unused[-1]
+        if _IMAGES in (dataset.column_names or []):
+            dataset = dataset.rename_column(_IMAGES, "images")
         skip = args.on_bad_sample == "skip"
         if isinstance(dataset, datasets.IterableDataset):
             if skip:
@@ -196,7 +231,8 @@ class EvidenceTrainerMixin:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if not self.args.group_by_video or not has_length(dataset) or "videos" not in dataset.column_names:
             return super()._get_train_sampler(train_dataset)
-        videos = [json.dumps(videos, sort_keys=True) for videos in dataset.select_columns(["videos"])["videos"]]
+        cells = map(coerce_videos, dataset.select_columns(["videos"])["videos"])
+        videos = [video_key(entries[0]) if entries else "" for entries in cells]
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return VideoGroupSampler(videos, seed=seed)
 
@@ -213,7 +249,7 @@ class EvidenceTrainerMixin:
         dataset = self.train_dataset
         if isinstance(dataset, datasets.IterableDataset) or "videos" not in dataset.column_names:
             return
-        if any(name.startswith("pixel_values") for batch in batches for name in batch):
+        if any(name.startswith(("pixel_values", "video_features")) for batch in batches for name in batch):
             return
         if all(dataset.select_columns(["videos"])["videos"]):
             raise RuntimeError(

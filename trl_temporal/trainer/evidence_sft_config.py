@@ -62,6 +62,9 @@ class EvidenceSFTConfig(EvidenceConfigMixin, SFTConfig):
             Frames per second of video. Defaults to the processor's (D2VLM), else to 1.
         max_frames (`int`, *optional*):
             Longer videos are sampled more thinly. Defaults to the processor's (D2VLM), else to 128.
+        num_frames (`int`, *optional*):
+            Exactly this many frames of every video, instead of `fps` and `max_frames`: the processors of
+            LLaVA-OneVision, SmolVLM and InternVL stack the videos of a batch.
         release_quirks (`bool`, *optional*, defaults to `False`):
             Build batches as the released code does where that is a fault: texts before the video are padded
             inside the row; spans outside the video are moved into it in silence. Part of the preset

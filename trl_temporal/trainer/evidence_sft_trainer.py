@@ -8,9 +8,10 @@ from trl import SFTTrainer
 from ..data.chat_collator import ChatCollator
 from ..data.collator import EvidenceCollator
 from ..models.d2vlm.modeling_d2vlm import STAGE_EVIDENCE
-from .evidence_mixin import EvidenceTrainerMixin, frame_cache, is_d2vlm
+from .evidence_mixin import EvidenceTrainerMixin, frame_cache, hide_images, is_d2vlm
 from .evidence_sft_config import EvidenceSFTConfig
 from .fused_forward import EvidenceFusedOutput, add_evidence_head, add_text_head
+from .shared_videos import SharedVideos
 
 
 class EvidenceSFTTrainer(EvidenceTrainerMixin, SFTTrainer):
@@ -91,25 +92,30 @@ class EvidenceSFTTrainer(EvidenceTrainerMixin, SFTTrainer):
         elif data_collator is None:
             data_collator = ChatCollator(processing_class, self.read_video, args.max_length)
         super().__init__(
-            model=model, args=args, data_collator=data_collator, processing_class=processing_class, **kwargs
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            processing_class=processing_class,
+            **hide_images(kwargs),
         )
         self._outputs: list[EvidenceFusedOutput] = []
         self._freeze_vision_tower()
-        if not self._has_evidence:
-            add_text_head(self._base_model(), on_output=self._outputs.append)
-            return
-        add_evidence_head(
-            self._base_model(),
-            grounding_coef=0.0,
-            soft_target_base=None,
-            prefix_sharing=False,
-            on_output=self._outputs.append,
-        )
+        self._tell_collator()
+        shared = {
+            "prefix_sharing": False,
+            "videos": SharedVideos(frozen=False),
+            "on_output": self._outputs.append,
+        }
+        if self._has_evidence:
+            add_evidence_head(self._base_model(), grounding_coef=0.0, soft_target_base=None, **shared)
+        else:
+            add_text_head(self._base_model(), span_coef=None, **shared)
 
     def _set_signature_columns_if_needed(self):
         self._signature_columns = [
             "id",
             "videos",
+            "images",
             "prompt",
             "completion",
             "spans",

@@ -38,11 +38,16 @@ class FPOConfig(EvidenceConfigMixin, DPOConfig):
             Weight of the preference loss.
         grounding_coef (`float`, *optional*, defaults to `1.0`):
             Weight of the grounding log-probability log p_g in log π (Eq. 7); `0.0` is text-only preference.
+        grounding_log_prob (`str`, *optional*, defaults to `"evidence"`):
+            What log p_g is: `"evidence"`, of the frames of each `<evi>` of a D2VLM; `"span_tokens"`, of the tokens
+            that write the spans, with a model that answers in seconds or time tokens. They then count
+            `grounding_coef` times, and 1 is plain DPO.
         sft_coef (`float`, *optional*, defaults to `1.0`):
             Weight of the negative log-likelihood of the chosen response. With `0.0` training collapses while the
             preference accuracy stays high.
         prefix_sharing (`bool`, *optional*, defaults to `True`):
-            Run chosen and rejected behind one copy of their prompt. Needs sdpa or eager attention.
+            Run chosen and rejected behind one copy of their prompt. Models whose attention takes no 4-D mask, as flash
+            attention, run two rows, and a warning says so.
 
         > Parameters that control the evidence losses (of the chosen response)
 
@@ -65,6 +70,9 @@ class FPOConfig(EvidenceConfigMixin, DPOConfig):
             Frames per second of video. Defaults to the processor's (D2VLM), else to 1.
         max_frames (`int`, *optional*):
             Longer videos are sampled more thinly. Defaults to the processor's (D2VLM), else to 128.
+        num_frames (`int`, *optional*):
+            Exactly this many frames of every video, instead of `fps` and `max_frames`: the processors of
+            LLaVA-OneVision, SmolVLM and InternVL stack the videos of a batch.
         release_quirks (`bool`, *optional*, defaults to `False`):
             Build batches as the released code does where that is a fault: pairs without evidence are compared without
             their ends; spans outside the video are moved into it in silence. Part of the preset
@@ -107,6 +115,14 @@ class FPOConfig(EvidenceConfigMixin, DPOConfig):
         default=1.0,
         metadata={"help": "Weight of the grounding log-probability log p_g in log π (Eq. 7)."},
     )
+    grounding_log_prob: str = field(
+        default="evidence",
+        metadata={
+            "help": "What log p_g is: 'evidence' (of the frames of each `<evi>`), or 'span_tokens' (of the tokens "
+            "that write the spans, with a model that answers in seconds or time tokens).",
+            "choices": ["evidence", "span_tokens"],
+        },
+    )
     sft_coef: float = field(
         default=1.0,
         metadata={"help": "Weight of the negative log-likelihood of the chosen response."},
@@ -121,6 +137,10 @@ class FPOConfig(EvidenceConfigMixin, DPOConfig):
     def __post_init__(self):
         super().__post_init__()
         self._check_evidence_fields()
+        if self.grounding_log_prob not in ("evidence", "span_tokens"):
+            raise ValueError(
+                f"`grounding_log_prob` must be 'evidence' or 'span_tokens', got {self.grounding_log_prob!r}."
+            )
         if self.sft_coef == 0:
             logger.warning(
                 "`sft_coef=0`: in every measured run the model collapsed without the SFT term while the preference "

@@ -2,15 +2,19 @@
 import torch
 from datasets.fingerprint import Hasher
 from peft import PeftModel
+from transformers.utils import logging
 from trl import DPOTrainer
 
 from ..data.chat_collator import ChatPreferenceCollator
 from ..data.collator import PreferenceCollator
 from ..models.d2vlm.modeling_d2vlm import STAGE_EVIDENCE
-from .evidence_mixin import EvidenceTrainerMixin, frame_cache, is_d2vlm
+from .evidence_mixin import EvidenceTrainerMixin, frame_cache, hide_images, is_d2vlm
 from .evidence_sft_trainer import EvidenceSFTTrainer, load_processor
 from .fpo_config import FPOConfig
-from .fused_forward import EvidenceFusedOutput, add_evidence_head, add_text_head
+from .fused_forward import EvidenceFusedOutput, add_evidence_head, add_text_head, sharing_obstacle
+from .shared_videos import SharedVideos, same_video_parameters, video_parameters
+
+logger = logging.get_logger(__name__)
 
 
 class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
@@ -29,8 +33,8 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
     Args:
         model (`str` or [`D2VLMForConditionalGeneration`] or `PreTrainedModel` or `PeftModel`):
             Model to train. With `grounding_coef=0` also any video model of transformers: DPO that sees the video, on
-            responses whose spans are written as seconds. Its rows are not packed, and the evidence losses are left
-            out.
+            responses whose spans are written as seconds. With `grounding_log_prob="span_tokens"` its log p_g is that
+            of the tokens that write them. The evidence losses are left out.
         ref_model (`PreTrainedModel`, *optional*):
             Reference model with `reference_free=False`; defaults to the initial model.
         args ([`FPOConfig`]):
@@ -75,10 +79,16 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
         if args.reference_free and ref_model is not None:
             raise ValueError("`ref_model` was given, but `reference_free=True` uses none. Set `reference_free=False`.")
         self._has_evidence = is_d2vlm(model, args)
-        if not self._has_evidence and args.grounding_coef != 0:
+        if not self._has_evidence and args.grounding_log_prob == "evidence" and args.grounding_coef != 0:
             raise ValueError(
-                "`grounding_coef` weights the evidence tokens of a D2VLM, and this model has none. Set "
-                "`grounding_coef=0` for preference training on the words alone, in which spans are written as seconds."
+                "`grounding_coef` weights the evidence tokens of a D2VLM, and this model has none. Give it some with "
+                "`D2VLMForConditionalGeneration.from_backbone`; or, with spans written as seconds, set "
+                "`grounding_coef=0` for plain DPO or `grounding_log_prob='span_tokens'` to weight the tokens of spans."
+            )
+        if self._has_evidence and args.grounding_log_prob != "evidence":
+            raise ValueError(
+                "`grounding_log_prob='span_tokens'` is for models that write spans as text; a D2VLM points to frames. "
+                "Set `grounding_log_prob='evidence'`."
             )
         if not self._has_evidence:
             self._tag_names = [tag for tag in self._tag_names if tag != "d2vlm"]
@@ -105,8 +115,9 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
             args=args,
             data_collator=data_collator,
             processing_class=processing_class,
-            **kwargs,
+            **hide_images(kwargs),
         )
+        self._tell_collator()
         self._install_evidence_head()
 
     def _install_evidence_head(self) -> None:
@@ -118,21 +129,37 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
         models = [self._base_model()]
         if self.ref_model is not None:
             models.append(self.accelerator.unwrap_model(self.ref_model))
+        trained = any(parameter.requires_grad for parameter in video_parameters(models[0]).values())
+        self._videos = SharedVideos(frozen=not trained and same_video_parameters(models[0], models[-1]))
+        shared = {
+            "prefix_sharing": self._shares_prefix(models[0]),
+            "videos": self._videos,
+            "on_output": self._outputs.append,
+        }
         for model in models:
             if self.args.disable_dropout:
                 disable_attention_dropout(model)
             if not self._has_evidence:
-                add_text_head(model, on_output=self._outputs.append)
+                of_spans = self.args.grounding_log_prob == "span_tokens"
+                add_text_head(model, span_coef=self.args.grounding_coef if of_spans else None, **shared)
                 continue
             add_evidence_head(
                 model,
                 grounding_coef=self.args.grounding_coef,
                 soft_target_base=self.args.soft_target_base if self.args.grounding_target == "soft" else None,
-                prefix_sharing=self.args.prefix_sharing,
-                on_output=self._outputs.append,
+                **shared,
             )
         if isinstance(self.model, PeftModel) and "ref" in self.model.peft_config:
             _copy_trainable_tokens(self.model)
+
+    def _shares_prefix(self, model: torch.nn.Module) -> bool:
+        obstacle = sharing_obstacle(model) if self.args.prefix_sharing else None
+        if obstacle is not None:
+            logger.warning(
+                f"The two responses of a pair run as two rows, which takes about twice as long as behind one prompt: "
+                f"{obstacle}. Set `prefix_sharing=False` to silence this."
+            )
+        return self.args.prefix_sharing and obstacle is None
 
     def _precompute_ref_logps(self, dataset, name, batch_size):
         if self.args.reference_free:
@@ -144,6 +171,7 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
                 (
                     self._precompute_model_hash,
                     self.args.grounding_coef,
+                    self.args.grounding_log_prob,
                     self.args.grounding_target,
                     self.args.soft_target_base,
                     self.args.release_quirks,
@@ -157,6 +185,7 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
         self._signature_columns = [
             "id",
             "videos",
+            "images",
             "prompt",
             "chosen",
             "rejected",
@@ -210,6 +239,7 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
         if factors is not None:
             self._log_factors(inputs, output, factors)
         self._outputs.clear()
+        self._videos.clear()
         return (loss, model_outputs) if return_outputs else loss
 
     @torch.no_grad()

@@ -6,8 +6,11 @@ per-token log-probabilities, nothing else of the model's output. [`add_evidence_
 
 1. the grounding log-probability (Eq. 6) is added to `log_probs` where an `<evi>` is predicted, so that policy and
    reference, every `loss_type`, precomputation and the logged rewards follow without a copy of TRL's loss;
-2. the `2B` rows `[chosen; rejected]` run as `B` rows `[prompt, chosen, rejected]` (prefix sharing);
+2. each video is encoded once, and the `2B` rows `[chosen; rejected]` run as `B` rows `[prompt, chosen, rejected]`
+   (prefix sharing);
 3. what the evidence losses need is kept in the output, where DDP sees it.
+
+[`add_text_head`] does the same for a video model of transformers as it is, which has no evidence tokens.
 """
 
 import functools
@@ -22,7 +25,15 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from ..data.collator import SPAN_UNIT
 from ..losses import grounding_log_prob, soft_targets
-from ..models.d2vlm.modeling_d2vlm import STAGE_PROMPT, D2VLMModelOutput, _gather_positions, _positions_of
+from ..models.d2vlm.configuration_d2vlm import BACKBONES, backbone_traits
+from ..models.d2vlm.modeling_d2vlm import D2VLMModelOutput, _positions_of, build_attention_mask
+from ..models.d2vlm.modeling_d2vlm_backbone import backbone_positions, features_of_rows, mm_encoder_outputs
+from .pairs import Pairs
+from .shared_videos import SharedVideos, vision_tower
+
+# What collators write for the forwards below, and processors for models; features stand for all of it.
+VIDEO_INPUTS = ("video_index", "num_frames", "num_video_features", "mm_token_type_ids", "token_type_ids")
+VIDEO_PREFIXES = ("pixel_", "video_", "second_per_grid")
 
 
 @dataclass
@@ -53,6 +64,7 @@ def add_evidence_head(
     grounding_coef: float,
     soft_target_base: float | None,
     prefix_sharing: bool,
+    videos: SharedVideos,
     on_output: Callable[[EvidenceFusedOutput], None],
 ) -> None:
     """
@@ -67,6 +79,8 @@ def add_evidence_head(
             Base of the soft targets in log p_g, as in the released code; `None` for hard targets.
         prefix_sharing (`bool`):
             Whether the rows are pairs `[chosen; rejected]` that run with their prompt shared.
+        videos ([`~trl_temporal.trainer.shared_videos.SharedVideos`]):
+            Encodes the videos; one for policy and reference.
         on_output (`Callable`):
             Receives each [`EvidenceFusedOutput`].
     """
@@ -81,7 +95,7 @@ def add_evidence_head(
         if not fused_lm_head:
             return fused_forward(*args, labels=labels, **inputs)
         use_cache = inputs.pop("use_cache", False)
-        with _backbone(self, inputs, labels, prefix_sharing) as backbone:
+        with _backbone(self, inputs, labels, prefix_sharing, videos) as backbone:
             output = fused_forward(*args, fused_lm_head=True, labels=labels, use_cache=use_cache, **inputs)
         output = EvidenceFusedOutput(**output, text_log_probs=output.log_probs)
         output.grounding_log_probs = output.log_probs.new_zeros(len(output.log_probs))
@@ -108,7 +122,14 @@ def add_evidence_head(
     model.forward = types.MethodType(forward, model)
 
 
-def add_text_head(model: PreTrainedModel, *, on_output: Callable[[EvidenceFusedOutput], None]) -> None:
+def add_text_head(
+    model: PreTrainedModel,
+    *,
+    span_coef: float | None,
+    prefix_sharing: bool,
+    videos: SharedVideos,
+    on_output: Callable[[EvidenceFusedOutput], None],
+) -> None:
     """
     Wraps the fused forward of a model without evidence tokens, so that the trainers see it as they see a D2VLM, and
     that it never trains blind.
@@ -116,8 +137,15 @@ def add_text_head(model: PreTrainedModel, *, on_output: Callable[[EvidenceFusedO
     Args:
         model (`PreTrainedModel`):
             Video model that TRL gave a fused LM head (not a `PeftModel`, but its base).
+        span_coef (`float`, *optional*):
+            Factor on the log-probability of the tokens that write spans, which then is the grounding log-probability;
+            `None` for text like any other.
+        prefix_sharing (`bool`):
+            Whether the rows are pairs `[chosen; rejected]` that run with their prompt shared.
+        videos ([`~trl_temporal.trainer.shared_videos.SharedVideos`]):
+            Encodes the videos; one for policy and reference.
         on_output (`Callable`):
-            Receives each [`EvidenceFusedOutput`]; its grounding log-probabilities are 0.
+            Receives each [`EvidenceFusedOutput`].
 
     Raises:
         ValueError: if the model has no vision tower.
@@ -130,42 +158,60 @@ def add_text_head(model: PreTrainedModel, *, on_output: Callable[[EvidenceFusedO
 
     @functools.wraps(type(model).forward)  # `generate` validates its inputs against the signature
     def forward(self, *args, fused_lm_head=False, labels=None, **inputs):
+        span_mask = inputs.pop("span_mask", None)  # of the losses, not of the model
         if not fused_lm_head:
             return fused_forward(*args, labels=labels, **inputs)
-        calls = []
+        calls, encoded = [], videos.has(inputs)
         handle = tower.register_forward_hook(lambda *_: calls.append(None))
         try:
-            output = fused_forward(*args, fused_lm_head=True, labels=labels, **inputs)
+            with _stock_backbone(self, inputs, labels, prefix_sharing, videos):
+                output = fused_forward(*args, fused_lm_head=True, labels=labels, **inputs)
         finally:
             handle.remove()
         pixels = [name for name in inputs if name.startswith("pixel_values")]
-        if pixels and not calls:
+        if pixels and not calls and not encoded:
             raise RuntimeError(
                 f"{type(self).__name__} was given `{pixels[0]}`, but its vision tower was not called: it trains "
                 "blind. Check that the chat template and the processor belong to this model."
             )
         output = EvidenceFusedOutput(**output, text_log_probs=output.log_probs)
         output.grounding_log_probs = output.log_probs.new_zeros(len(output.log_probs))
+        if span_coef is not None:
+            if span_mask is None:
+                raise ValueError(
+                    "`grounding_log_prob='span_tokens'` needs `span_mask` in the batch, which the trainer's own "
+                    "collator makes."
+                )
+            of_spans = output.log_probs * span_mask[:, 1:]
+            output.log_probs = output.log_probs + (span_coef - 1) * of_spans
+            output.grounding_log_probs = of_spans.sum(-1)
         on_output(output)
         return output
 
     model.forward = types.MethodType(forward, model)
 
 
-def vision_tower(model: PreTrainedModel) -> torch.nn.Module:
+def sharing_obstacle(model: PreTrainedModel) -> str | None:
     """
-    The vision tower of a model of transformers.
+    Why the two responses of a pair cannot share their prompt.
 
-    Raises:
-        ValueError: if it has none.
+    Args:
+        model (`PreTrainedModel`):
+            Model to train, not a `PeftModel`.
+
+    Returns:
+        `str`, or `None` if they can.
     """
-    tower = model.get_encoder(modality="video")
-    if tower in (model, model.base_model):  # what transformers returns where it finds none
-        raise ValueError(
-            f"{type(model).__name__} has no vision tower, so it cannot see a video. Use a video model, or the "
-            "trainers of TRL for text."
-        )
-    return tower
+    attention = model.config.get_text_config()._attn_implementation
+    if attention not in ("sdpa", "eager"):
+        return f"{attention!r} attention takes no 4-D mask; 'sdpa' and 'eager' do"
+    if model.config.model_type == "d2vlm":
+        return None
+    try:
+        backbone_traits(model.config)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def frame_spans(inputs: dict) -> torch.Tensor:
@@ -184,101 +230,89 @@ class _Backbone:
 
 
 @contextmanager
-def _backbone(model: PreTrainedModel, inputs: dict, labels: torch.Tensor, prefix_sharing: bool):
-    """While open, the backbone's output is kept and, with `prefix_sharing`, pairs run in one row."""
+def _backbone(model: PreTrainedModel, inputs: dict, labels: torch.Tensor, prefix_sharing: bool, videos: SharedVideos):
+    """While open, videos are encoded once, the backbone's output is kept and, if asked, pairs run in one row."""
     kept = _Backbone()
-    pairs = None
-    handles = []
-    if prefix_sharing:
-        pairs = _Pairs(inputs, labels, model.config.get_text_config().pad_token_id)
+    pairs = _pairs(model, inputs, labels) if prefix_sharing else None
 
-    def before(module, args, kwargs):
-        return args, pairs.pack(kwargs)
+    def before(module, args, inputs):
+        positions = None
+        names = [name for name in inputs if name.startswith(VIDEO_PREFIXES)]
+        if pairs is not None and module.has_backbone:
+            grids = {name: inputs[name] for name in ("video_grid_thw", "second_per_grid_ts") if name in inputs}
+            of_rows = (inputs["input_ids"], inputs["attention_mask"], inputs.get("frame_index"))
+            positions, _ = module.plain_positions(*of_rows, inputs.get("video_index"), **grids)
+        if names:
+            features, num_features = videos.encode(module, inputs)
+            pixels = [name for name in names if name.startswith("pixel_")]
+            inputs = {name: value for name, value in inputs.items() if name not in pixels}
+            inputs |= {"video_features": features, "num_video_features": num_features}
+        return args, inputs if pairs is None else pairs.pack(inputs, positions)
 
     def after(module, args, kwargs, output):
         kept.output = output if pairs is None else pairs.unpack(output)
         return kept.output
 
-    if pairs is not None:
-        handles.append(model.base_model.register_forward_pre_hook(before, with_kwargs=True))
-    handles.append(model.base_model.register_forward_hook(after, with_kwargs=True))
-    try:
+    with _hooks(model.base_model, before, after):
         yield kept
+
+
+@contextmanager
+def _stock_backbone(
+    model: PreTrainedModel, inputs: dict, labels: torch.Tensor, prefix_sharing: bool, videos: SharedVideos
+):
+    """
+    The same for a model of transformers, if it is of a known family and the batch has each video once. A batch that
+    has them as often as its rows, as with images among them, runs as it is.
+    """
+    once = "video_index" in inputs or not any(name.startswith(VIDEO_PREFIXES) for name in inputs)
+    if model.config.model_type not in BACKBONES or not once:
+        yield
+        return
+    pairs = _pairs(model, inputs, labels) if prefix_sharing else None
+
+    def before(module, args, inputs):
+        given, video_index = inputs, inputs.get("video_index")
+        names = [name for name in inputs if name.startswith(VIDEO_PREFIXES) or name in VIDEO_INPUTS]
+        inputs = {name: value for name, value in inputs.items() if name not in names}
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        is_video = torch.zeros_like(ids, dtype=torch.bool)
+        if video_index is not None and "mm_token_type_ids" in given:
+            is_video = given["mm_token_type_ids"] == 2
+        positions, _ = backbone_positions(module, ids, mask, is_video, video_index, given)
+        inputs["position_ids"] = positions
+        if pairs is not None:
+            inputs = pairs.pack(inputs, positions)
+            attention = module.config.get_text_config()._attn_implementation
+            dtype = module.get_input_embeddings().weight.dtype
+            inputs["attention_mask"] = build_attention_mask(
+                inputs["attention_mask"], None, inputs.pop("segment_ids"), dtype, attention
+            )
+        if video_index is not None:
+            features = features_of_rows(*videos.encode(module, given), video_index[: len(inputs["input_ids"])])
+            inputs["mm_encoder_outputs"] = mm_encoder_outputs(module, features)
+        return args, inputs
+
+    def after(module, args, kwargs, output):
+        return output if pairs is None else pairs.unpack(output)
+
+    with _hooks(model.base_model, before, after):
+        yield
+
+
+def _pairs(model: PreTrainedModel, inputs: dict, labels: torch.Tensor) -> Pairs:
+    pad_token_id = model.config.get_text_config().pad_token_id
+    return Pairs(inputs["input_ids"], inputs["attention_mask"], labels, 0 if pad_token_id is None else pad_token_id)
+
+
+@contextmanager
+def _hooks(module: torch.nn.Module, before: Callable, after: Callable):
+    handles = [
+        module.register_forward_pre_hook(before, with_kwargs=True),
+        module.register_forward_hook(after, with_kwargs=True),
+    ]
+    try:
+        yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-class _Pairs:
-    """
-    Maps `2B` right-padded rows `[chosen; rejected]` to `B` rows `[prompt, chosen, rejected]` and back.
-
-    Positions restart for the rejected response, and `segment_ids` keep the responses from seeing each other.
-    """
-
-    def __init__(self, inputs: dict, labels: torch.Tensor, pad_token_id: int):
-        input_ids, attention_mask = inputs["input_ids"], inputs["attention_mask"]
-        self.num_pairs, self.length = len(input_ids) // 2, input_ids.shape[1]
-        self.pad_token_id = pad_token_id
-        half = self.num_pairs
-        prompt = (labels != -100).int().argmax(-1, keepdim=True)  # (2B, 1)
-        lengths = attention_mask.sum(-1, keepdim=True)
-        position = torch.arange(self.length, device=input_ids.device)
-        in_prompt = position < prompt[:half]
-        if not torch.equal(prompt[:half], prompt[half:]) or bool(
-            ((input_ids[:half] != input_ids[half:]) & in_prompt).any()
-        ):
-            raise ValueError(
-                "The chosen and the rejected rows of a pair have different prompts, so they cannot share one. Set "
-                "`prefix_sharing=False`, or use a collator that renders the prompt once."
-            )
-        self.chosen_length, prompt = lengths[:half], prompt[:half]
-        shift = self.chosen_length - prompt  # how far the rejected response moves to the right
-        total = self.chosen_length + lengths[half:] - prompt
-        packed = torch.arange(int(total.max()), device=input_ids.device)[None]
-        second = packed >= self.chosen_length
-        self.valid = packed < total
-        self.source_position = torch.where(second, packed - shift, packed).clamp(max=self.length - 1)
-        self.source_row = torch.arange(half, device=input_ids.device)[:, None] + half * second
-        self.segment_ids = torch.where(second, 2, (packed >= prompt).long())
-        # Back: position of every token of the 2B rows in its packed row.
-        moved = torch.where(position >= prompt, position + shift, position)
-        back = torch.cat([position.expand(half, -1), moved])
-        self.back = back.clamp(max=packed.shape[1] - 1)
-
-    def pack(self, inputs: dict) -> dict:
-        half = self.num_pairs
-        packed = dict(inputs)
-        packed["input_ids"] = inputs["input_ids"][self.source_row, self.source_position].masked_fill(
-            ~self.valid, self.pad_token_id
-        )
-        packed["attention_mask"] = self.valid.long()
-        packed["position_ids"] = self.source_position
-        packed["segment_ids"] = self.segment_ids
-        for name in ("video_index", "qformer_input_ids", "qformer_attention_mask"):
-            if name in inputs:
-                packed[name] = inputs[name][:half]
-        if "evidence_stage" in inputs:
-            chosen, rejected = inputs["evidence_stage"].chunk(2)
-            # The prompt's `<evi>` stand once in the packed row. A stable sort moves the padding behind the tokens.
-            stage = torch.cat([chosen, rejected.masked_fill(rejected == STAGE_PROMPT, 0)], dim=1)
-            self.order = torch.argsort((stage == 0).int(), dim=1, stable=True)
-            frames = torch.cat(inputs["evidence_frame_mask"].chunk(2), dim=1)
-            packed["evidence_stage"] = stage.gather(1, self.order)
-            packed["evidence_frame_mask"] = frames.gather(1, self.order.unsqueeze(-1).expand_as(frames))
-        return packed
-
-    def unpack(self, output: D2VLMModelOutput) -> D2VLMModelOutput:
-        twice = lambda tensor: torch.cat([tensor, tensor])  # noqa: E731
-        unpacked = D2VLMModelOutput(
-            last_hidden_state=_gather_positions(twice(output.last_hidden_state), self.back),
-        )
-        if output.frame_mask is not None:
-            unpacked.frame_mask = twice(output.frame_mask)
-        if output.evidence_logits is not None:
-            inverse = torch.argsort(self.order, dim=1)
-            for name in ("evidence_logits", "evidence_queries"):
-                unsorted = _gather_positions(getattr(output, name), inverse)
-                setattr(unpacked, name, torch.cat(unsorted.chunk(2, dim=1)))
-            unpacked.evidence_mask = torch.cat(output.evidence_mask.gather(1, inverse).chunk(2, dim=1))
-        return unpacked

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
 """Configuration of D2VLM. This file travels to the Hub as remote code: torch and transformers only."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
@@ -17,6 +17,82 @@ PRESETS = {
         "interval_ties": "span",
     },
 }
+
+
+class BackboneTraits(NamedTuple):
+    """
+    What has to be known of a family of video models of transformers to give it evidence tokens.
+
+    Args:
+        modality (`str`):
+            How the family sees a video: `"video"`, or `"image"` where each frame is an image among the text. It is the
+            key of `mm_encoder_outputs`.
+        stacked (`bool`):
+            Whether the model takes the features of several videos as one tensor; others take a list.
+        tokens_behind (`int`):
+            Tokens of a video behind those of its last frame, which belong to no frame.
+        mrope (`bool`):
+            Whether positions have three planes (time, height, width), made by the model's `get_rope_index`.
+    """
+
+    modality: str
+    stacked: bool = False
+    tokens_behind: int = 0
+    mrope: bool = False
+
+
+BACKBONES = {
+    "internvl": BackboneTraits("image", stacked=True),
+    "llava_onevision": BackboneTraits("video", stacked=True, tokens_behind=1),  # `image_newline`
+    "qwen2_vl": BackboneTraits("video", mrope=True),
+    "qwen2_5_vl": BackboneTraits("video", mrope=True),
+    "qwen3_vl": BackboneTraits("video", mrope=True),
+    "smolvlm": BackboneTraits("image"),
+}
+
+
+def backbone_traits(config: PreTrainedConfig) -> BackboneTraits:
+    r"""
+    The traits of a backbone, if it can carry evidence tokens and share prompts.
+
+    Args:
+        config (`PreTrainedConfig`):
+            Configuration of a video model of transformers.
+
+    Returns:
+        [`BackboneTraits`]
+
+    Raises:
+        ValueError: if the family is unknown, the model is quantized, or its attention has a sliding window.
+
+    Example:
+
+    ```python
+    >>> from transformers import AutoConfig
+    >>> backbone_traits(AutoConfig.for_model("qwen3_vl")).modality
+    'video'
+    ```
+    """
+    if config.model_type not in BACKBONES:
+        raise ValueError(
+            f"{config.model_type!r} is not among the backbones that are known to see videos and to take features "
+            f"through `mm_encoder_outputs`: {', '.join(sorted(BACKBONES))}. Start from one of these, or see "
+            "docs/backbones.md on how to add one."
+        )
+    if config.to_dict().get("quantization_config") is not None:
+        raise ValueError(
+            "The backbone is quantized. The evidence rows of its embedding are trained and saved in full precision "
+            "under names of their own, which quantized weights do not survive: load it unquantized, with a LoRA."
+        )
+    text_config = config.get_text_config().to_dict()
+    layer_types = set(text_config.get("layer_types") or []) - {"full_attention"}
+    if layer_types or (text_config.get("sliding_window") and text_config.get("use_sliding_window", True)):
+        raise ValueError(
+            f"The language model has other layers than full attention ({', '.join(sorted(layer_types)) or 'window'}): "
+            "they neither see the whole video nor take the mask of a shared prompt. Set `use_sliding_window=False` if "
+            "the model was trained without the window, or use another backbone."
+        )
+    return BACKBONES[config.model_type]
 
 
 class D2VLMConvStemConfig(PreTrainedConfig):
@@ -52,6 +128,9 @@ class D2VLMConfig(PreTrainedConfig):
     Configuration of [`D2VLMForConditionalGeneration`] ([D2VLM](https://huggingface.co/papers/2512.24097)).
 
     Args:
+        backbone_config (`PreTrainedConfig` or `dict`, *optional*):
+            Configuration of a video model of transformers that carries the evidence tokens, see
+            [`D2VLMForConditionalGeneration.from_backbone`]. The next three are then its own and not given.
         text_config (`PreTrainedConfig` or `dict`, *optional*):
             Configuration of the language model; any decoder that `AutoModel` builds. Defaults to Phi-3.
         vision_config (`PreTrainedConfig` or `dict`, *optional*):
@@ -63,7 +142,7 @@ class D2VLMConfig(PreTrainedConfig):
         num_query_tokens (`int`, *optional*, defaults to `32`):
             Queries of the Q-Former.
         video_token_id (`int`, *optional*, defaults to `32010`):
-            Id of the placeholder that stands once per frame.
+            Id of the placeholder that stands once per frame, in a backbone once per token of a frame.
         evidence_token_id (`int`, *optional*, defaults to `32011`):
             Id of `<evi>`.
         evidence_end_token_id (`int`, *optional*, defaults to `32012`):
@@ -90,8 +169,14 @@ class D2VLMConfig(PreTrainedConfig):
     """
 
     model_type = "d2vlm"
-    sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig, "qformer_config": AutoConfig}
+    sub_configs = {
+        "backbone_config": AutoConfig,
+        "text_config": AutoConfig,
+        "vision_config": AutoConfig,
+        "qformer_config": AutoConfig,
+    }
 
+    backbone_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
     vision_config: dict | PreTrainedConfig | None = None
     qformer_config: dict | PreTrainedConfig | None = None
@@ -107,6 +192,21 @@ class D2VLMConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
+        if self.backbone_config is not None:
+            self.backbone_config = _as_config(self.backbone_config, default=None)
+            backbone_traits(self.backbone_config)
+            self.text_config = self.backbone_config.get_text_config()
+            self.vision_config = self.qformer_config = None
+        else:
+            self._make_native_configs()
+        if not 0 < self.capture_layer < self.text_config.num_hidden_layers:
+            raise ValueError(
+                f"`capture_layer` must lie between 1 and {self.text_config.num_hidden_layers - 1} (one less than the "
+                f"language model's layers), got {self.capture_layer}."
+            )
+        super().__post_init__(**kwargs)
+
+    def _make_native_configs(self) -> None:
         self.text_config = _as_config(self.text_config, default="phi3")
         self.vision_config = _as_config(self.vision_config, default="blip_2_vision_model")
         if self.vision_config.model_type == D2VLMConvStemConfig.model_type:
@@ -117,13 +217,13 @@ class D2VLMConfig(PreTrainedConfig):
         if self.text_config.model_type == "phi3":
             # The released model was trained with full attention: its transformers version did not apply the window.
             self.text_config.sliding_window = None
-        if not 0 < self.capture_layer < self.text_config.num_hidden_layers:
-            raise ValueError(
-                f"`capture_layer` must lie between 1 and {self.text_config.num_hidden_layers - 1} (one less than the "
-                f"language model's layers), got {self.capture_layer}."
-            )
         self.tie_word_embeddings = self.tie_word_embeddings or bool(self.text_config.tie_word_embeddings)
-        super().__post_init__(**kwargs)
+
+    def to_dict(self):
+        output = super().to_dict()
+        if self.backbone_config is not None:
+            del output["text_config"]  # it is the backbone's
+        return output
 
     @classmethod
     def from_preset(cls, preset: str, **kwargs) -> "D2VLMConfig":
@@ -133,7 +233,7 @@ class D2VLMConfig(PreTrainedConfig):
         return cls(**{**PRESETS[preset], **kwargs})
 
 
-def _as_config(value: dict | PreTrainedConfig | None, default: str) -> PreTrainedConfig:
+def _as_config(value: dict | PreTrainedConfig | None, default: str | None) -> PreTrainedConfig:
     if isinstance(value, PreTrainedConfig):
         return value
     value = dict(value or {})
@@ -143,4 +243,4 @@ def _as_config(value: dict | PreTrainedConfig | None, default: str) -> PreTraine
     return CONFIG_MAPPING[model_type](**value)
 
 
-__all__ = ["D2VLMConfig", "D2VLMConvStemConfig"]
+__all__ = ["BACKBONES", "BackboneTraits", "D2VLMConfig", "D2VLMConvStemConfig", "backbone_traits"]

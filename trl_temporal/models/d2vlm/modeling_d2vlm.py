@@ -5,17 +5,29 @@ This file travels to the Hub as remote code: torch and transformers only. Letter
 videos, `L` tokens, `T` frames, `E` `<evi>` tokens of a row, `P` patches of a frame, `H` hidden size.
 """
 
+import inspect
+import os
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from transformers import AutoModel, Blip2VisionModel, GenerationMixin, InstructBlipQFormerModel, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForImageTextToText,
+    Blip2VisionModel,
+    GenerationMixin,
+    InstructBlipQFormerModel,
+    PreTrainedModel,
+)
 from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.modeling_outputs import ModelOutput
 
-from .configuration_d2vlm import D2VLMConfig, D2VLMConvStemConfig
+from .configuration_d2vlm import D2VLMConfig, D2VLMConvStemConfig, backbone_traits
+from .modeling_d2vlm_backbone import backbone_positions, encode_videos, features_of_rows, mm_encoder_outputs
+from .processing_d2vlm import D2VLMBackboneProcessor
 
 # What `evidence_stage` says of an `<evi>` token.
 STAGE_NONE = 0  # padding
@@ -51,6 +63,9 @@ class D2VLMModelOutput(ModelOutput):
             comes next. Only with `use_cache=True`.
         next_query (`torch.Tensor` of shape `(rows, H)`, *optional*):
             Projected last state, from which `next_salience` comes.
+        rope_deltas (`torch.LongTensor` of shape `(rows, 1)`, *optional*):
+            By how much the position of a token that follows differs from its number, with backbones whose positions
+            have three planes.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -63,6 +78,7 @@ class D2VLMModelOutput(ModelOutput):
     frame_features: torch.Tensor | None = None
     next_salience: torch.Tensor | None = None
     next_query: torch.Tensor | None = None
+    rope_deltas: torch.Tensor | None = None
 
 
 @dataclass
@@ -243,30 +259,33 @@ def build_attention_mask(
 
 
 class _EarlyExit(Exception):
-    def __init__(self, hidden_states: torch.Tensor):
-        self.hidden_states = hidden_states
+    def __init__(self, value):
+        self.value = value
 
 
-def _layer_input(args: tuple, kwargs: dict) -> torch.Tensor:
+def _hidden_states(args: tuple, kwargs: dict) -> torch.Tensor:
     return args[0] if args else kwargs["hidden_states"]
 
 
+def _keywords(args: tuple, kwargs: dict) -> dict:
+    return kwargs
+
+
 @contextmanager
-def _input_of(layer: nn.Module, stop: bool = False):
-    """Collects the input of `layer` in the yielded list; with `stop` the forward ends there."""
+def _input_of(module: nn.Module, stop: bool = False, read: Callable = _hidden_states):
+    """Collects the input of `module` in the yielded list; with `stop` the forward ends there."""
     seen = []
 
     def hook(module, args, kwargs):
-        hidden_states = _layer_input(args, kwargs)
         if stop:
-            raise _EarlyExit(hidden_states)
-        seen.append(hidden_states)
+            raise _EarlyExit(read(args, kwargs))
+        seen.append(read(args, kwargs))
 
-    handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
     try:
         yield seen
     except _EarlyExit as exit:
-        seen.append(exit.hidden_states)
+        seen.append(exit.value)
     finally:
         handle.remove()
 
@@ -415,7 +434,8 @@ class D2VLMPreTrainedModel(PreTrainedModel):
 
 class D2VLMModel(D2VLMPreTrainedModel):
     """
-    The D2VLM backbone: vision tower, compressor to one token per frame, language model and evidence heads.
+    D2VLM without its language-model head: vision tower, compressor to one token per frame, language model and evidence
+    heads; or a video model of transformers, whose frames have many tokens, in the place of the first three.
 
     A forward runs the frames through the vision tower, the prompt up to its last frame through the first
     `capture_layer` layers of the language model to obtain the states that `<evi>` tokens capture, and the whole
@@ -424,47 +444,65 @@ class D2VLMModel(D2VLMPreTrainedModel):
 
     def __init__(self, config: D2VLMConfig):
         super().__init__(config)
-        if config.vision_config.model_type == "d2vlm_conv_stem":
+        self.has_backbone = config.backbone_config is not None
+        if self.has_backbone:
+            self.backbone = AutoModel.from_config(config.backbone_config)
+        elif config.vision_config.model_type == "d2vlm_conv_stem":
             self.vision_tower = D2VLMConvStem(config.vision_config)
             self.compressor = nn.Linear(config.vision_config.hidden_size, config.text_config.hidden_size)
         else:
             self.vision_tower = Blip2VisionModel(config.vision_config)
             self.compressor = D2VLMQFormerCompressor(config)
-        self.language_model = AutoModel.from_config(config.text_config)
+        if not self.has_backbone:
+            self.language_model = AutoModel.from_config(config.text_config)
         self.evi_head = D2VLMEvidenceHead(config.text_config.hidden_size)
         self.frame_head = D2VLMEvidenceHead(config.text_config.hidden_size)
         self.post_init()
 
+    def get_decoder(self):
+        return self.backbone.get_decoder() if self.has_backbone else self.language_model
+
+    def get_encoder(self, modality: str | None = None):
+        return self.backbone.get_encoder(modality=modality) if self.has_backbone else self.vision_tower
+
     def get_input_embeddings(self):
-        return self.language_model.get_input_embeddings()
+        return self.get_decoder().get_input_embeddings()
 
     def set_input_embeddings(self, value):
-        self.language_model.set_input_embeddings(value)
+        self.get_decoder().set_input_embeddings(value)
 
-    def encode_videos(self, pixel_values_videos: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
+    def encode_videos(self, frame_mask: torch.Tensor, **video_inputs) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Runs the vision tower.
+        Runs the vision tower: what of a video does not depend on the text, and can be computed once.
 
         Args:
-            pixel_values_videos (`torch.Tensor` of shape `(videos, T, 3, height, width)`):
-                Normalised frames.
             frame_mask (`torch.BoolTensor` of shape `(videos, T)`):
                 Frames that are not padding.
+            **video_inputs:
+                What the processor makes of videos, e.g. `pixel_values_videos`.
 
         Returns:
-            `torch.Tensor` of shape `(videos, T, P, vision_hidden_size)`.
+            Features of shape `(D, N, C)`, video after video, and the number of entries of each, `(videos,)`. Passed to
+            the forward as `video_features` and `num_video_features`, they stand for the pixels.
         """
+        frame_mask = frame_mask.bool()
+        if self.has_backbone:
+            return encode_videos(self.backbone, video_inputs, frame_mask.sum(-1))
+        pixel_values_videos = video_inputs["pixel_values_videos"]
         if isinstance(self.vision_tower, D2VLMConvStem):
-            return self.vision_tower(pixel_values_videos, frame_mask)
-        # Patches after the last block, without the class token and without the final norm, as in the released code.
-        with _input_of(self.vision_tower.post_layernorm) as seen:
-            self.vision_tower(pixel_values_videos[frame_mask])
-        patches = seen[0][:, 1:]
-        padded = patches.new_zeros(*frame_mask.shape, *patches.shape[1:])
-        return padded.masked_scatter(frame_mask[..., None, None], patches)
+            patches = self.vision_tower(pixel_values_videos, frame_mask)[frame_mask]
+        else:
+            # Patches after the last block, without class token and final norm, as in the released code.
+            with _input_of(self.vision_tower.post_layernorm) as seen:
+                self.vision_tower(pixel_values_videos[frame_mask])
+            patches = seen[0][:, 1:]
+        return patches.flatten(0, 1)[None], frame_mask.sum(-1) * patches.shape[1]
 
     def _frame_tokens(self, features, frame_mask, video_index, qformer_input_ids, qformer_attention_mask):
-        """One token per frame and row, `(rows, T, H)`."""
+        """One token per frame and row, `(rows, T, H)`, from the features of the tower, `(1, N, C)`."""
+        patches = features[0].unflatten(0, (int(frame_mask.sum()), -1))
+        padded = patches.new_zeros(*frame_mask.shape, *patches.shape[1:])
+        features = padded.masked_scatter(frame_mask[..., None, None], patches)
         if isinstance(self.compressor, nn.Linear):
             return self.compressor(features).squeeze(2)[video_index]
         if qformer_input_ids is None:
@@ -483,8 +521,11 @@ class D2VLMModel(D2VLMPreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         past_key_values=None,
         pixel_values_videos: torch.Tensor | None = None,
+        frame_index: torch.LongTensor | None = None,
         frame_mask: torch.Tensor | None = None,
         video_index: torch.LongTensor | None = None,
+        video_features: torch.Tensor | None = None,
+        num_video_features: torch.LongTensor | None = None,
         qformer_input_ids: torch.LongTensor | None = None,
         qformer_attention_mask: torch.Tensor | None = None,
         evidence_frame_mask: torch.Tensor | None = None,
@@ -493,25 +534,30 @@ class D2VLMModel(D2VLMPreTrainedModel):
         frame_states: torch.Tensor | None = None,
         frame_features: torch.Tensor | None = None,
         next_salience: torch.Tensor | None = None,
+        rope_deltas: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        **unknown,
+        **video_inputs,
     ) -> D2VLMModelOutput:
         r"""
         Args:
             input_ids (`torch.LongTensor` of shape `(rows, L)`):
-                Token ids with one `video_token_id` per frame.
+                Token ids with one `video_token_id` per frame, or per token of a frame.
             attention_mask (`torch.Tensor` of shape `(rows, L)`, *optional*):
                 1 for tokens, 0 for padding on either side.
             position_ids (`torch.LongTensor` of shape `(rows, L)`, *optional*):
-                Defaults to the count of tokens before.
+                Defaults to the count of tokens before, or what the backbone makes of its rows, `(3, rows, L)`.
             past_key_values (`Cache`, *optional*):
                 Cache of the language model.
             pixel_values_videos (`torch.Tensor` of shape `(videos, T, 3, height, width)`, *optional*):
-                Normalised frames.
+                Normalised frames; for a backbone what its processor makes of them.
+            frame_index (`torch.LongTensor` of shape `(rows, L)`, *optional*):
+                Frame that each token belongs to, -1 for text. Needed with a backbone.
             frame_mask (`torch.BoolTensor` of shape `(videos, T)`, *optional*):
                 Frames that are not padding. In decoding steps `(rows, T)`, carried by `generate`.
             video_index (`torch.LongTensor` of shape `(rows,)`, *optional*):
                 Video of each row, -1 for none: rows that share a video have it encoded once. Defaults to one per row.
+            video_features, num_video_features (`torch.Tensor`, *optional*):
+                Of [`~D2VLMModel.encode_videos`], instead of pixels.
             qformer_input_ids, qformer_attention_mask (`torch.Tensor` of shape `(rows, W)`, *optional*):
                 The question in the Q-Former's vocabulary.
             evidence_frame_mask (`torch.BoolTensor` of shape `(rows, E, T)`, *optional*):
@@ -520,72 +566,93 @@ class D2VLMModel(D2VLMPreTrainedModel):
                 0 padding, 1 in the question, 2 evidence stage, 3 response stage.
             segment_ids (`torch.LongTensor` of shape `(rows, L)`, *optional*):
                 0 for the prompt, 1, 2, ... for responses that share it and do not see each other.
-            frame_states, frame_features, next_salience (*optional*):
+            frame_states, frame_features, next_salience, rope_deltas (*optional*):
                 Carried by `generate` from the previous step.
             use_cache (`bool`, *optional*):
                 Whether to return the cache and `next_salience`.
+            **video_inputs:
+                What else the backbone's processor makes of videos, e.g. `video_grid_thw`.
         """
-        unknown = {name for name, value in unknown.items() if value is not None}  # peft passes its defaults on
-        if unknown:
-            raise TypeError(
-                f"D2VLM got inputs it does not know: {sorted(unknown)}. They would be ignored in silence, and a loss "
-                "with them; remove them from the batch (is the collator of another model in use?)."
-            )
-        is_frame = input_ids == self.config.video_token_id
-        # The placeholder of frames needs no row of its own in the embedding.
-        inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(is_frame, 0))
+        video_inputs["pixel_values_videos"] = pixel_values_videos
+        video_inputs = {name: value for name, value in video_inputs.items() if value is not None}
+        self._refuse_unknown(video_inputs)
         decoding = frame_states is not None
+        has_video = not decoding and (video_features is not None or len(video_inputs) > 0)
+        if has_video:
+            frame_mask, frames_of_rows, video_index = self._videos_of_rows(
+                input_ids, frame_mask, video_index, video_inputs
+            )
+            frame_index = self._frame_index(input_ids, frame_index, frames_of_rows)
+            if video_features is None:
+                video_features, num_video_features = self.encode_videos(frame_mask, **video_inputs)
+        elif not decoding and bool((input_ids == self.config.video_token_id).any()):
+            raise ValueError(
+                "Image features and image tokens do not match: the text has video tokens, but no video was passed. "
+                "The model would answer blind."
+            )
+        elif not decoding and evidence_frame_mask is not None and evidence_stage.any():
+            raise ValueError("`evidence_frame_mask` needs a video: there are no frames to refer to.")
+        position_ids, rope_deltas = self._positions(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            frame_index,
+            video_index,
+            rope_deltas,
+            video_inputs,
+        )
 
-        if position_ids is None and attention_mask is not None and not decoding:
-            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-
+        layer_inputs = {}  # what the decoder of a backbone takes beside the embeddings
         if decoding:
-            captured = self._capture_salient(input_ids, frame_states, next_salience, frame_mask)
-            inputs_embeds = inputs_embeds + captured
-            frame_positions = None
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+            inputs_embeds = inputs_embeds + self._capture_salient(input_ids, frame_states, next_salience, frame_mask)
+        elif not has_video:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        elif self.has_backbone:
+            features = features_of_rows(video_features, num_video_features, video_index)
+            inputs_embeds, layer_inputs = self._backbone_embeds(input_ids, attention_mask, position_ids, features)
         else:
-            if pixel_values_videos is not None:
-                frames, frame_mask = self._embed_frames(
-                    input_ids,
-                    pixel_values_videos,
-                    frame_mask,
-                    video_index,
-                    qformer_input_ids,
-                    qformer_attention_mask,
-                )
-                frame_positions = _positions_of(is_frame, frame_mask.shape[1])
-                inputs_embeds = inputs_embeds.masked_scatter(
-                    is_frame.unsqueeze(-1), frames[frame_mask].to(inputs_embeds.dtype)
-                )
-                needs_states = evidence_frame_mask is not None or use_cache
-                if needs_states:
-                    frame_states = self._capture_frame_states(
-                        input_ids, inputs_embeds, attention_mask, position_ids, segment_ids, video_index, is_frame
-                    )
-                    frame_states = _gather_positions(frame_states, frame_positions)
-                if evidence_frame_mask is not None:
-                    inputs_embeds = self._capture_spans(
-                        input_ids, inputs_embeds, frames, frame_states, evidence_frame_mask, evidence_stage
-                    )
-            elif is_frame.any():
-                raise ValueError(
-                    "Image features and image tokens do not match: the text has video tokens, but no "
-                    "`pixel_values_videos` were passed. The model would answer blind."
-                )
-            elif evidence_frame_mask is not None and evidence_stage.any():
-                raise ValueError("`evidence_frame_mask` needs `pixel_values_videos`: there are no frames to refer to.")
+            frames = self._frame_tokens(
+                video_features, frame_mask, video_index.clamp(min=0), qformer_input_ids, qformer_attention_mask
+            )
+            is_frame = frame_index >= 0
+            # The placeholder of frames needs no row of its own in the embedding.
+            inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(is_frame, 0))
+            inputs_embeds = inputs_embeds.masked_scatter(
+                is_frame.unsqueeze(-1), frames[frames_of_rows].to(inputs_embeds.dtype)
+            )
 
-        mask = self._attention_mask(attention_mask, is_frame, segment_ids, inputs_embeds, decoding)
-        layers = self.language_model.layers
+        if has_video:
+            frame_mask = frames_of_rows
+            tokens_of_frame = (
+                frame_index[:, None] == torch.arange(frame_mask.shape[1], device=input_ids.device)[:, None]
+            )
+            if evidence_frame_mask is not None or use_cache:
+                token_states = self._capture_token_states(
+                    inputs_embeds, attention_mask, position_ids, segment_ids, video_index, frame_index, layer_inputs
+                )
+                frame_states = _masked_mean(token_states, tokens_of_frame[..., : token_states.shape[1]])
+            if evidence_frame_mask is not None:
+                frames = _masked_mean(inputs_embeds, tokens_of_frame)
+                inputs_embeds = self._capture_spans(
+                    input_ids, inputs_embeds, frames, frame_states, evidence_frame_mask, evidence_stage
+                )
+
+        is_frame = frame_index >= 0 if has_video else None
+        mask = self._attention_mask(attention_mask, is_frame, segment_ids, inputs_embeds)
+        decoder = self.get_decoder()
+        layers = decoder.layers
         similarity_index = self.config.similarity_layer % (len(layers) + 1)
         # `hidden_states[i]` is the input of layer i; the last entry is the output of the final norm.
         with _input_of(layers[min(similarity_index, len(layers) - 1)]) as seen:
-            outputs = self.language_model(
+            outputs = decoder(
                 inputs_embeds=inputs_embeds,
                 attention_mask=mask,
                 position_ids=position_ids,
                 past_key_values=past_key_values,
                 use_cache=use_cache,
+                **layer_inputs,
             )
         hidden_states = outputs.last_hidden_state
         similarity_states = hidden_states if similarity_index == len(layers) else seen[0]
@@ -596,11 +663,12 @@ class D2VLMModel(D2VLMPreTrainedModel):
             frame_mask=frame_mask,
             frame_states=frame_states,
             frame_features=frame_features,
+            rope_deltas=rope_deltas,
         )
         if frame_mask is None:
             return output
         if not decoding:
-            output.frame_features = self.frame_head(_gather_positions(similarity_states, frame_positions))
+            output.frame_features = self.frame_head(_masked_mean(similarity_states, tokens_of_frame))
         if evidence_stage is not None:
             predictors = self._evidence_predictors(input_ids, segment_ids, evidence_stage.shape[1])
             output.evidence_queries = self.evi_head(_gather_positions(similarity_states, predictors))
@@ -612,50 +680,107 @@ class D2VLMModel(D2VLMPreTrainedModel):
             output.next_salience = self._similarity(query, output.frame_features).sigmoid().squeeze(1)
         return output
 
-    def _similarity(self, queries: torch.Tensor, frame_features: torch.Tensor) -> torch.Tensor:
-        """Normalised dot product of `(rows, E, H)` and `(rows, T, H)`: `(rows, E, T)`."""
-        return queries @ frame_features.transpose(1, 2) / queries.shape[-1] ** 0.5
+    def _refuse_unknown(self, video_inputs: dict) -> None:
+        known = {"pixel_values_videos"}
+        if self.has_backbone:
+            known = set(inspect.signature(self.backbone.forward).parameters)
+        unknown = set(video_inputs) - known
+        if unknown:
+            raise TypeError(
+                f"D2VLM got inputs it does not know: {sorted(unknown)}. They would be ignored in silence, and a loss "
+                "with them; remove them from the batch (is the collator of another model in use?)."
+            )
 
-    def _embed_frames(
-        self, input_ids, pixel_values_videos, frame_mask, video_index, qformer_input_ids, qformer_attention_mask
-    ):
-        """Frame tokens `(rows, T, H)` and their mask `(rows, T)`."""
-        num_rows, num_videos = len(input_ids), len(pixel_values_videos)
+    def _videos_of_rows(self, input_ids, frame_mask, video_index, video_inputs):
+        """Frames of the videos `(videos, T)` and of the rows `(rows, T)`, and the video of each row."""
         if frame_mask is None:
-            frame_mask = torch.ones(pixel_values_videos.shape[:2], dtype=torch.bool, device=input_ids.device)
+            if self.has_backbone:
+                raise ValueError("`frame_mask` is missing: the processor of the model makes it.")
+            shape = video_inputs["pixel_values_videos"].shape[:2]
+            frame_mask = torch.ones(shape, dtype=torch.bool, device=input_ids.device)
+        num_rows, num_videos = len(input_ids), len(frame_mask)
         if video_index is None:
             if num_rows != num_videos:
                 raise ValueError(
                     f"{num_rows} rows with {num_videos} videos: pass `video_index` to say which row shows which video."
                 )
             video_index = torch.arange(num_videos, device=input_ids.device)
-        features = self.encode_videos(pixel_values_videos, frame_mask.bool())
-        frames = self._frame_tokens(
-            features, frame_mask.bool(), video_index.clamp(min=0), qformer_input_ids, qformer_attention_mask
-        )
-        frame_mask = frame_mask.bool()[video_index.clamp(min=0)] & (video_index >= 0)[:, None]
-        num_tokens = (input_ids == self.config.video_token_id).sum(-1)
-        if not torch.equal(num_tokens, frame_mask.sum(-1)):
-            row = int((num_tokens != frame_mask.sum(-1)).nonzero()[0])
-            raise ValueError(
-                f"Image features and image tokens do not match: row {row} of the batch has {int(num_tokens[row])} "
-                f"video tokens for {int(frame_mask[row].sum())} frames. Was the text truncated inside the video?"
-            )
-        return frames, frame_mask
+        frame_mask = frame_mask.bool()
+        return frame_mask, frame_mask[video_index.clamp(min=0)] & (video_index >= 0)[:, None], video_index
 
-    def _capture_frame_states(
-        self, input_ids, inputs_embeds, attention_mask, position_ids, segment_ids, video_index, is_frame
+    def _frame_index(self, input_ids, frame_index, frames_of_rows) -> torch.Tensor:
+        """Frame of each token, `(rows, L)`, -1 for text."""
+        if not self.has_backbone:
+            is_frame = input_ids == self.config.video_token_id
+            frame_index = torch.where(is_frame, is_frame.cumsum(-1) - 1, -1)
+        elif frame_index is None:
+            raise ValueError("`frame_index` is missing: the processor of the model makes it.")
+        num_frames = frame_index.amax(-1) + 1
+        if not torch.equal(num_frames, frames_of_rows.sum(-1)):
+            row = int((num_frames != frames_of_rows.sum(-1)).nonzero()[0])
+            raise ValueError(
+                f"Image features and image tokens do not match: row {row} of the batch has {int(num_frames[row])} "
+                f"video tokens for {int(frames_of_rows[row].sum())} frames. Was the text truncated inside the video?"
+            )
+        return frame_index
+
+    def _positions(
+        self, input_ids, attention_mask, position_ids, past_key_values, frame_index, video_index, rope_deltas, inputs
+    ):
+        """Positions, and with three planes by how much later ones differ from the number of their token."""
+        decoding = past_key_values is not None and past_key_values.get_seq_length() > 0
+        planes = self.has_backbone and backbone_traits(self.config.backbone_config).mrope
+        if not planes:
+            if position_ids is None and attention_mask is not None and not decoding:
+                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+            return position_ids, None
+        if decoding:
+            return position_ids[None].expand(3, -1, -1) + rope_deltas, rope_deltas
+        if position_ids is not None and position_ids.ndim == 3:
+            return position_ids, rope_deltas
+        return self.plain_positions(input_ids, attention_mask, frame_index, video_index, **inputs)
+
+    def plain_positions(self, input_ids, attention_mask=None, frame_index=None, video_index=None, **video_inputs):
+        """
+        Positions of rows with one response each, as the backbone makes them, and the `rope_deltas` of
+        [`D2VLMModelOutput`]. The arguments are those of the forward.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        is_video = torch.zeros_like(input_ids, dtype=torch.bool) if frame_index is None else frame_index >= 0
+        return backbone_positions(self.backbone, input_ids, attention_mask, is_video, video_index, video_inputs)
+
+    def _backbone_embeds(self, input_ids, attention_mask, position_ids, features):
+        """What the backbone passes to its decoder: embeddings with the video, and features for the first layers."""
+        with _input_of(self.get_decoder(), stop=True, read=_keywords) as seen:
+            self.backbone(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                mm_encoder_outputs=mm_encoder_outputs(self.backbone, features),
+                use_cache=False,
+            )
+        names = ("visual_pos_masks", "deepstack_visual_embeds")
+        return seen[0]["inputs_embeds"], {name: seen[0][name] for name in names if seen[0].get(name) is not None}
+
+    def _similarity(self, queries: torch.Tensor, frame_features: torch.Tensor) -> torch.Tensor:
+        """Normalised dot product of `(rows, E, H)` and `(rows, T, H)`: `(rows, E, T)`."""
+        return queries @ frame_features.transpose(1, 2) / queries.shape[-1] ** 0.5
+
+    def _capture_token_states(
+        self, inputs_embeds, attention_mask, position_ids, segment_ids, video_index, frame_index, layer_inputs
     ):
         """
         States of the prompt up to its last frame after the first `capture_layer` layers, `(rows, length, H)`.
 
         Rows that share a video and the text before it are run once.
         """
-        length_index = torch.arange(input_ids.shape[1], device=input_ids.device)
+        is_frame = frame_index >= 0
+        length_index = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)
         last_frame = (is_frame * length_index).amax(-1)
         length = int(last_frame.max()) + 1
-        rows = representative = torch.arange(len(input_ids), device=input_ids.device)
-        if video_index is not None and len(input_ids) > 1:
+        rows = representative = torch.arange(len(inputs_embeds), device=inputs_embeds.device)
+        if len(inputs_embeds) > 1:
             same_video = video_index[:, None] == video_index[None, :]
             first = same_video.int().argmax(-1)  # first row with the same video
             beyond = length_index[None, :length] > last_frame[:, None]
@@ -665,16 +790,25 @@ class D2VLMModel(D2VLMPreTrainedModel):
                 same_prefix &= attention_mask[:, :length] == attention_mask[first, :length]
             if bool((same_prefix | beyond).all()):
                 rows, representative = torch.unique(first, return_inverse=True)
+        if layer_inputs:
+            is_visual = layer_inputs["visual_pos_masks"]
+            kept = torch.isin(is_visual.nonzero()[:, 0], rows)
+            layer_inputs = {
+                "visual_pos_masks": is_visual[rows, :length],
+                "deepstack_visual_embeds": [plane[kept] for plane in layer_inputs["deepstack_visual_embeds"]],
+            }
         inputs_embeds = inputs_embeds[rows, :length]
         attention_mask = None if attention_mask is None else attention_mask[rows, :length]
         segment_ids = None if segment_ids is None else segment_ids[rows, :length]
-        mask = self._attention_mask(attention_mask, is_frame[rows, :length], segment_ids, inputs_embeds, False)
-        with _input_of(self.language_model.layers[self.config.capture_layer], stop=True) as seen:
-            self.language_model(
+        mask = self._attention_mask(attention_mask, is_frame[rows, :length], segment_ids, inputs_embeds)
+        decoder = self.get_decoder()
+        with _input_of(decoder.layers[self.config.capture_layer], stop=True) as seen:
+            decoder(
                 inputs_embeds=inputs_embeds,
                 attention_mask=mask,
-                position_ids=None if position_ids is None else position_ids[rows, :length],
+                position_ids=None if position_ids is None else position_ids[..., rows, :length],
                 use_cache=False,
+                **layer_inputs,
             )
         return seen[0][representative]
 
@@ -720,8 +854,8 @@ class D2VLMModel(D2VLMPreTrainedModel):
             predictors = torch.where(segment != previous, prompt_end, predictors)
         return predictors
 
-    def _attention_mask(self, attention_mask, is_frame, segment_ids, inputs_embeds, decoding):
-        bidirectional = self.config.video_attention == "bidirectional" and not decoding
+    def _attention_mask(self, attention_mask, is_frame, segment_ids, inputs_embeds):
+        bidirectional = self.config.video_attention == "bidirectional" and is_frame is not None
         if segment_ids is None and not bidirectional:
             return attention_mask
         if attention_mask is None:
@@ -731,8 +865,33 @@ class D2VLMModel(D2VLMPreTrainedModel):
             is_frame if bidirectional else None,
             segment_ids,
             inputs_embeds.dtype,
-            self.language_model.config._attn_implementation,
+            self.config.text_config._attn_implementation,
         )
+
+
+# What describes a prompt and is done with once the prompt is in the cache.
+PROMPT_INPUTS = (
+    "frame_index",
+    "video_index",
+    "qformer_input_ids",
+    "qformer_attention_mask",
+    "evidence_frame_mask",
+    "evidence_stage",
+)
+
+
+def _give_rows(backbone: PreTrainedModel, processor: D2VLMBackboneProcessor) -> None:
+    """Rows for the evidence tokens in both embeddings: about the mean of the others, which is a token like any."""
+    ids = [processor.evidence_token_id, processor.evidence_end_token_id]
+    num_known = min(ids)
+    if max(ids) >= backbone.get_input_embeddings().weight.shape[0]:
+        backbone.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
+    embedding, head = backbone.get_input_embeddings(), backbone.get_output_embeddings()
+    with torch.no_grad():
+        for weight in {embedding.weight, head.weight}:
+            known = weight[:num_known].float()
+            noise = torch.randn(len(ids), known.shape[1], device=known.device) * known.std(0)
+            weight[ids] = (known.mean(0) + 0.1 * noise).to(weight.dtype)
 
 
 class D2VLMForConditionalGeneration(D2VLMPreTrainedModel, GenerationMixin):
@@ -760,7 +919,83 @@ class D2VLMForConditionalGeneration(D2VLMPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = D2VLMModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        if config.backbone_config is not None:
+            embedding = self.model.get_input_embeddings()
+            (name,) = (name for name, module in self.named_modules() if module is embedding)
+            self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
         self.post_init()
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone: str | PreTrainedModel,
+        processor: D2VLMBackboneProcessor | None = None,
+        *,
+        capture_layer: int = 6,
+        similarity_layer: int = -2,
+        salience_threshold: float = 0.6,
+        **kwargs,
+    ) -> "D2VLMForConditionalGeneration":
+        r"""
+        Gives a video model of transformers evidence tokens.
+
+        Its weights are taken over as they are. New are the evidence heads and, in rows of the vocabulary that no token
+        has yet if there are such, the tokens `<evi>` and `</evi>`. A frame's state is the mean over its tokens; where
+        the model merges several sampled frames, over those of all of them.
+
+        Args:
+            backbone (`str` or `PreTrainedModel`):
+                Name or folder of a model that `AutoModelForImageTextToText` loads, or the model, whose parts are used.
+            processor ([`D2VLMBackboneProcessor`], *optional*):
+                Its processor with the evidence tokens. Defaults to `D2VLMBackboneProcessor.from_backbone(backbone)`.
+            capture_layer, similarity_layer, salience_threshold (*optional*):
+                See [`D2VLMConfig`].
+            **kwargs:
+                Of `from_pretrained`, for a name.
+
+        Returns:
+            [`D2VLMForConditionalGeneration`]
+
+        Raises:
+            ValueError: if the model cannot carry evidence tokens; the message says why.
+
+        Example:
+
+        ```python
+        >>> processor = D2VLMBackboneProcessor.from_backbone("Qwen/Qwen3-VL-4B-Instruct", fps=2.0)  # doctest: +SKIP
+        >>> model = D2VLMForConditionalGeneration.from_backbone(
+        ...     "Qwen/Qwen3-VL-4B-Instruct", processor, dtype="bfloat16"
+        ... )  # doctest: +SKIP
+        ```
+        """
+        if processor is None and not isinstance(backbone, str | os.PathLike):
+            raise ValueError("Pass `processor` too, as of `D2VLMBackboneProcessor.from_backbone`.")
+        processor = processor or D2VLMBackboneProcessor.from_backbone(backbone)
+        if isinstance(backbone, str | os.PathLike):
+            backbone = AutoModelForImageTextToText.from_pretrained(backbone, **kwargs)
+        backbone_traits(backbone.config)
+        _give_rows(backbone, processor)
+        embedding, head = backbone.get_input_embeddings(), backbone.get_output_embeddings()
+        config = cls.config_class(
+            backbone_config=backbone.config,
+            video_token_id=processor.video_token_id,
+            evidence_token_id=processor.evidence_token_id,
+            evidence_end_token_id=processor.evidence_end_token_id,
+            capture_layer=capture_layer,
+            similarity_layer=similarity_layer,
+            salience_threshold=salience_threshold,
+            tie_word_embeddings=head.weight is embedding.weight,
+        )
+        with torch.device("meta"):  # all but the evidence heads is there already
+            model = cls._from_config(config, dtype=embedding.weight.dtype)
+        model.model.backbone, model.lm_head = backbone.model, head
+        for evidence_head in (model.model.evi_head, model.model.frame_head):
+            evidence_head.to_empty(device=embedding.weight.device)
+            for module in evidence_head.modules():
+                module._is_hf_initialized = False
+            evidence_head.apply(model._init_weights)
+        model.generation_config = backbone.generation_config
+        return model.eval()
 
     def save_pretrained(self, save_directory, **kwargs):
         # One auto class can be registered per model class; the others are named here.
@@ -789,8 +1024,11 @@ class D2VLMForConditionalGeneration(D2VLMPreTrainedModel, GenerationMixin):
         position_ids: torch.LongTensor | None = None,
         past_key_values=None,
         pixel_values_videos: torch.Tensor | None = None,
+        frame_index: torch.LongTensor | None = None,
         frame_mask: torch.Tensor | None = None,
         video_index: torch.LongTensor | None = None,
+        video_features: torch.Tensor | None = None,
+        num_video_features: torch.LongTensor | None = None,
         qformer_input_ids: torch.LongTensor | None = None,
         qformer_attention_mask: torch.Tensor | None = None,
         evidence_frame_mask: torch.Tensor | None = None,
@@ -799,12 +1037,13 @@ class D2VLMForConditionalGeneration(D2VLMPreTrainedModel, GenerationMixin):
         frame_states: torch.Tensor | None = None,
         frame_features: torch.Tensor | None = None,
         next_salience: torch.Tensor | None = None,
+        rope_deltas: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
         return_dict: bool | None = None,
-        **unknown,
+        **video_inputs,
     ) -> D2VLMCausalLMOutput:
         r"""
         See [`D2VLMModel.forward`]; in addition
@@ -823,8 +1062,11 @@ class D2VLMForConditionalGeneration(D2VLMPreTrainedModel, GenerationMixin):
             position_ids=position_ids,
             past_key_values=past_key_values,
             pixel_values_videos=pixel_values_videos,
+            frame_index=frame_index,
             frame_mask=frame_mask,
             video_index=video_index,
+            video_features=video_features,
+            num_video_features=num_video_features,
             qformer_input_ids=qformer_input_ids,
             qformer_attention_mask=qformer_attention_mask,
             evidence_frame_mask=evidence_frame_mask,
@@ -833,8 +1075,9 @@ class D2VLMForConditionalGeneration(D2VLMPreTrainedModel, GenerationMixin):
             frame_states=frame_states,
             frame_features=frame_features,
             next_salience=next_salience,
+            rope_deltas=rope_deltas,
             use_cache=use_cache,
-            **unknown,
+            **video_inputs,
         )
         logits = self.lm_head(outputs.last_hidden_state[:, -logits_to_keep:])
         loss = None
@@ -913,14 +1156,7 @@ class D2VLMForConditionalGeneration(D2VLMPreTrainedModel, GenerationMixin):
     ):
         if frame_states is not None:
             # The prompt is in the cache: what describes it stays behind, what `<evi>` tokens need travels on.
-            for name in (
-                "pixel_values_videos",
-                "video_index",
-                "qformer_input_ids",
-                "qformer_attention_mask",
-                "evidence_frame_mask",
-                "evidence_stage",
-            ):
+            for name in (*self._video_input_names(), *PROMPT_INPUTS):
                 kwargs.pop(name, None)
         return super().prepare_inputs_for_generation(
             input_ids,
@@ -932,6 +1168,8 @@ class D2VLMForConditionalGeneration(D2VLMPreTrainedModel, GenerationMixin):
 
     def _update_model_kwargs_for_generation(self, outputs, model_kwargs, *args, **kwargs):
         model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+        if outputs.rope_deltas is not None:
+            model_kwargs["rope_deltas"] = outputs.rope_deltas
         if outputs.frame_states is not None:
             for name in ("frame_states", "frame_features", "frame_mask", "next_salience"):
                 model_kwargs[name] = outputs[name]
@@ -940,10 +1178,24 @@ class D2VLMForConditionalGeneration(D2VLMPreTrainedModel, GenerationMixin):
                 model_kwargs["evidence_trace"].append((salience, outputs.next_query, outputs.frame_features))
         return model_kwargs
 
+    def _video_input_names(self) -> list[str]:
+        """Inputs with an entry for each video, or each of its frames or patches, but none for a row."""
+        names = ["pixel_values_videos", "video_features", "num_video_features"]
+        if self.model.has_backbone:
+            known = inspect.signature(self.model.backbone.forward).parameters
+            names += [name for name in known if name.startswith(("pixel_", "video_", "image_", "second_per_"))]
+        return sorted(set(names))
+
+    def _validate_model_kwargs(self, model_kwargs):
+        # What a backbone's processor makes of videos is not among the arguments of the forward.
+        names = self._video_input_names()
+        super()._validate_model_kwargs({name: value for name, value in model_kwargs.items() if name not in names})
+
     def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
         # `num_return_sequences` repeats rows; the videos stay as they are, since `video_index` points to them.
-        videos = {name: model_kwargs.pop(name, None) for name in ("pixel_values_videos", "frame_mask")}
-        if expand_size > 1 and videos["pixel_values_videos"] is not None and model_kwargs.get("video_index") is None:
+        videos = {name: model_kwargs.pop(name, None) for name in (*self._video_input_names(), "frame_mask")}
+        has_video = any(value is not None for value in videos.values())
+        if expand_size > 1 and has_video and model_kwargs.get("video_index") is None:
             model_kwargs["video_index"] = torch.arange(len(input_ids), device=input_ids.device)
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs

@@ -5,13 +5,23 @@ Seconds outside, frames inside: spans come in and go out in seconds, and every s
 rule that turns one into the other is [`spans_to_positions`], [`spans_to_frame_mask`] and [`frame_run_to_span`].
 """
 
+import inspect
 import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers import AddedToken, AutoConfig, AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers.models.auto.processing_auto import processor_class_from_name
+from transformers.video_utils import VideoMetadata
+
+from .configuration_d2vlm import backbone_traits
+
+# A processor of transformers knows times only as frame number / frame rate. Numbers in milliseconds, at a rate of
+# 1000, are the timestamps themselves, whatever the frame rate of the file does.
+CLOCK_HZ = 1000
 
 # What is known of every `<evi>` and every frame.
 SIMILARITIES = ("salience", "logits", "cosines")
@@ -120,6 +130,62 @@ def frame_run_to_span(
     return [float(timestamps_s[frames[0]]), float(min(ends_s[frames[-1]], duration_s))]
 
 
+def clock_metadata(
+    timestamps_s: Sequence[float], duration_s: float, height: int | None = None, width: int | None = None
+) -> VideoMetadata:
+    r"""
+    What the processors of transformers are told about sampled frames, such that they compute the real timestamps.
+
+    Args:
+        timestamps_s (`Sequence[float]` of length `T`):
+            Timestamps of the frames in seconds.
+        duration_s (`float`):
+            Duration of the video in seconds.
+        height, width (`int`, *optional*):
+            Size of the frames in pixels.
+
+    Returns:
+        `VideoMetadata`: with `frames_indices` in milliseconds and `fps` 1000, so that its `timestamps` are those of
+        the frames to half a millisecond, and its `sampled_fps` is one over their mean distance.
+
+    Example:
+
+    ```python
+    >>> metadata = clock_metadata([0.0, 0.52, 2.0], duration_s=2.5)
+    >>> metadata.timestamps, metadata.sampled_fps, metadata.duration
+    ([0.0, 0.52, 2.0], 1.0, 2.5)
+    ```
+    """
+    timestamps_s = np.asarray(timestamps_s, dtype=np.float64)
+    num_frames = len(timestamps_s)
+    step_s = (timestamps_s[-1] - timestamps_s[0]) / (num_frames - 1) if num_frames > 1 else duration_s
+    return VideoMetadata(
+        # What the frames stand for, which `sampled_fps` divides by: the duration would stretch the steps of a video
+        # whose last frame stands for less than one.
+        total_num_frames=max(1, round(num_frames * step_s * CLOCK_HZ)),
+        fps=CLOCK_HZ,
+        width=width,
+        height=height,
+        duration=duration_s,
+        frames_indices=np.rint(timestamps_s * CLOCK_HZ).astype(int).tolist(),
+    )
+
+
+class D2VLMPrompt(NamedTuple):
+    """
+    A prompt, its video's tokens included.
+
+    Args:
+        input_ids (`list[int]`):
+            Its tokens.
+        frame_index (`list[int]`):
+            Frame that each token belongs to, -1 for text.
+    """
+
+    input_ids: list[int]
+    frame_index: list[int]
+
+
 class D2VLMProcessor(ProcessorMixin):
     r"""
     Turns text and sampled frames into the inputs of D2VLM, and its generations back into text and seconds.
@@ -142,6 +208,8 @@ class D2VLMProcessor(ProcessorMixin):
             Frames that are sampled per second of video.
         max_frames (`int`, *optional*):
             Longer videos are sampled more thinly.
+        num_frames (`int`, *optional*):
+            Exactly this many frames of every video, instead of `fps` and `max_frames`.
         time_rule (`str`, *optional*, defaults to `"interval"`):
             How seconds and frames are turned into each other, see [`spans_to_frame_mask`]: `"interval"`, or `"index"`
             for checkpoints of the released code.
@@ -163,6 +231,7 @@ class D2VLMProcessor(ProcessorMixin):
         image_std: Sequence[float] = (0.26862954, 0.26130258, 0.27577711),
         fps: float = 1.0,
         max_frames: int | None = None,
+        num_frames: int | None = None,
         time_rule: str = "interval",
         has_qformer_text: bool = False,
     ):
@@ -175,6 +244,7 @@ class D2VLMProcessor(ProcessorMixin):
         self.image_std = list(image_std)
         self.fps = fps
         self.max_frames = max_frames
+        self.num_frames = num_frames
         self.time_rule = time_rule
         self.has_qformer_text = has_qformer_text
         self.qformer_tokenizer = None
@@ -196,6 +266,8 @@ class D2VLMProcessor(ProcessorMixin):
         videos: Sequence[np.ndarray | torch.Tensor] | None = None,
         video_index: Sequence[int] | None = None,
         questions: Sequence[str] | None = None,
+        timestamps_s: Sequence[Sequence[float]] | None = None,
+        duration_s: Sequence[float] | None = None,
         padding: bool = True,
         padding_side: str = "left",
         return_tensors: str = "pt",
@@ -211,6 +283,8 @@ class D2VLMProcessor(ProcessorMixin):
                 video for the i-th text that has a `<video>`.
             questions (`Sequence[str]`, *optional*):
                 What the Q-Former reads; required when the processor has a `qformer_tokenizer`.
+            timestamps_s, duration_s (`Sequence`, *optional*):
+                Taken as by [`D2VLMBackboneProcessor`]; this model is not told.
             padding (`bool`, *optional*, defaults to `True`):
                 Pad to the longest row.
             padding_side (`str`, *optional*, defaults to `"left"`):
@@ -252,6 +326,42 @@ class D2VLMProcessor(ProcessorMixin):
                 raise ValueError("The Q-Former reads the question: pass `questions`, one string per text.")
             data.update(self.encode_questions(questions))
         return BatchFeature(data)
+
+    def encode_prompts(
+        self,
+        texts: Sequence[str],
+        videos: Sequence[np.ndarray],
+        video_index: Sequence[int],
+        timestamps_s: Sequence[Sequence[float]],
+        duration_s: Sequence[float],
+    ) -> tuple[list[D2VLMPrompt], dict[str, torch.Tensor]]:
+        r"""
+        Prompts for training, to which responses are appended.
+
+        Args:
+            texts (`Sequence[str]`):
+                Rendered prompts.
+            videos, timestamps_s, duration_s (`Sequence`):
+                Frames `(T, height, width, 3)`, timestamps in seconds and duration in seconds of each distinct video.
+            video_index (`Sequence[int]`):
+                Video of each text, -1 for none.
+
+        Returns:
+            A [`D2VLMPrompt`] for each text, and the model's inputs for the videos, each once.
+        """
+        frames = [self._to_tensor(video, number) for number, video in enumerate(videos)]
+        prompts = []
+        for number, (text, index) in enumerate(zip(texts, video_index, strict=True)):
+            text = self._expand_video(text, -1 if index < 0 else len(frames[index]), number)
+            input_ids = np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=int)
+            is_frame = input_ids == self.video_token_id
+            frame_index = np.where(is_frame, is_frame.cumsum() - 1, -1)
+            prompts.append(D2VLMPrompt(input_ids.tolist(), frame_index.tolist()))
+        return prompts, self.pad_frames(frames) if frames else {}
+
+    def frame_timestamps(self, timestamps_s: Sequence[float]) -> np.ndarray:
+        """When each frame of the model begins, in seconds: the timestamps of the sampled frames."""
+        return np.asarray(timestamps_s, dtype=np.float64)
 
     def encode_questions(self, questions: Sequence[str]) -> dict[str, torch.Tensor]:
         """What the Q-Former reads: `qformer_input_ids` and `qformer_attention_mask`, both `(rows, W)`."""
@@ -315,7 +425,8 @@ class D2VLMProcessor(ProcessorMixin):
         answers = []
         for row, ids in enumerate(new_ids.tolist()):
             ids = ids[: next((i for i, token in enumerate(ids) if token in stop_ids), len(ids))]
-            num_frames = len(timestamps_s[row])
+            times_s = self.frame_timestamps(timestamps_s[row])
+            num_frames = len(times_s)
             num_evidence = ids.count(self.evidence_token_id) if num_frames else 0
             similarities, spans = dict.fromkeys(SIMILARITIES, np.zeros((0, num_frames))), []
             if num_evidence:
@@ -324,7 +435,7 @@ class D2VLMProcessor(ProcessorMixin):
                     for name in SIMILARITIES
                 }
                 runs = output.evidence_frames[row, :num_evidence, :num_frames].cpu().numpy()
-                spans = [frame_run_to_span(run, timestamps_s[row], duration_s[row], self.time_rule) for run in runs]
+                spans = [frame_run_to_span(run, times_s, duration_s[row], self.time_rule) for run in runs]
             if self.evidence_end_token_id in ids:
                 end = ids.index(self.evidence_end_token_id) + 1
             else:  # cut off in the evidence stage, or all of it is an answer
@@ -382,6 +493,8 @@ class D2VLMProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        if cls is D2VLMProcessor and "backbone_class" in cls.get_processor_dict(pretrained_model_name_or_path)[0]:
+            return D2VLMBackboneProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         if processor.has_qformer_text:
             where = {name: kwargs[name] for name in ("revision", "token", "cache_dir") if name in kwargs}
@@ -391,4 +504,337 @@ class D2VLMProcessor(ProcessorMixin):
         return processor
 
 
-__all__ = ["D2VLMProcessor", "frame_run_to_span", "spans_to_frame_mask", "spans_to_positions"]
+class D2VLMBackboneProcessor(D2VLMProcessor):
+    r"""
+    Processor of a D2VLM on a video model of transformers: the model's own processor with the tokens `<evi>` and
+    `</evi>`, which always tells it the real timestamps.
+
+    Args:
+        image_processor, tokenizer, video_processor:
+            Parts of the backbone's processor.
+        chat_template (`str`, *optional*):
+            Jinja template of the backbone.
+        backbone_class (`str`):
+            Class of the backbone's processor, e.g. `"Qwen3VLProcessor"`.
+        backbone_kwargs (`dict`, *optional*):
+            Its further arguments.
+        video_token_id (`int`):
+            Id that stands once per token of a frame in the encoded prompt.
+        tokens_behind (`int`, *optional*, defaults to `0`):
+            Of these, how many stand behind the last frame and belong to none.
+        frames_per_step (`int`, *optional*, defaults to `1`):
+            Sampled frames that the model merges into one.
+        fps (`float`, *optional*, defaults to `1.0`):
+            Frames that are sampled per second of video.
+        max_frames (`int`, *optional*, defaults to `128`):
+            Longer videos are sampled more thinly.
+        num_frames (`int`, *optional*):
+            Exactly this many frames of every video, instead of `fps` and `max_frames`, for processors that stack them.
+        time_rule (`str`, *optional*, defaults to `"interval"`):
+            See [`D2VLMProcessor`].
+    """
+
+    image_size = None  # frames are read in their own size: the backbone's processor resizes them
+    center_crop = False
+    qformer_tokenizer = None
+    has_qformer_text = False
+
+    def __init__(
+        self,
+        image_processor,
+        tokenizer,
+        video_processor,
+        chat_template: str | None = None,
+        backbone_class: str | None = None,
+        backbone_kwargs: dict | None = None,
+        video_token_id: int | None = None,
+        tokens_behind: int = 0,
+        frames_per_step: int = 1,
+        fps: float = 1.0,
+        max_frames: int | None = 128,
+        num_frames: int | None = None,
+        time_rule: str = "interval",
+    ):
+        ProcessorMixin.__init__(self, image_processor, tokenizer, video_processor, chat_template=chat_template)
+        self.backbone_class = backbone_class
+        self.backbone_kwargs = dict(backbone_kwargs or {})
+        self.backbone = processor_class_from_name(backbone_class)(
+            image_processor=image_processor,
+            tokenizer=tokenizer,
+            video_processor=video_processor,
+            chat_template=chat_template,
+            **self.backbone_kwargs,
+        )
+        self.video_token_id = video_token_id
+        self.tokens_behind = tokens_behind
+        self.frames_per_step = frames_per_step
+        self.fps = fps
+        self.max_frames = max_frames
+        self.num_frames = num_frames
+        self.time_rule = time_rule
+        self.evidence_token_id, self.evidence_end_token_id = tokenizer.convert_tokens_to_ids(
+            [self.evidence_token, self.evidence_end_token]
+        )
+
+    @classmethod
+    def from_backbone(cls, backbone, fps: float = 1.0, max_frames: int | None = 128, **kwargs):
+        r"""
+        The processor of a video model with the evidence tokens added to its tokenizer.
+
+        Args:
+            backbone (`str` or `ProcessorMixin`):
+                Name or folder of the model, or its processor together with `config` among the keyword arguments.
+            fps (`float`, *optional*, defaults to `1.0`):
+                Frames that are sampled per second of video.
+            max_frames (`int`, *optional*, defaults to `128`):
+                Longer videos are sampled more thinly.
+            **kwargs:
+                Of `AutoProcessor.from_pretrained`; or `config`, the model's configuration.
+
+        Returns:
+            [`D2VLMBackboneProcessor`]
+
+        Raises:
+            ValueError: if the model cannot carry evidence tokens, see [`backbone_traits`].
+
+        Example:
+
+        ```python
+        >>> D2VLMBackboneProcessor.from_backbone("Qwen/Qwen3-VL-4B-Instruct", fps=2.0)  # doctest: +SKIP
+        ```
+        """
+        config = kwargs.pop("config", None)
+        if config is None:
+            where = {name: kwargs[name] for name in ("revision", "token", "cache_dir") if name in kwargs}
+            config = AutoConfig.from_pretrained(backbone, **where)
+        traits = backbone_traits(config)
+        if isinstance(backbone, str | os.PathLike):
+            backbone = AutoProcessor.from_pretrained(backbone, **kwargs)
+        tokens = [
+            AddedToken(token, lstrip=True, special=True) for token in (cls.evidence_token, cls.evidence_end_token)
+        ]
+        backbone.tokenizer.add_special_tokens(
+            {"additional_special_tokens": tokens}, replace_extra_special_tokens=False
+        )
+        parts = ("image_processor", "tokenizer", "video_processor", "chat_template")
+        arguments = set(inspect.signature(type(backbone).__init__).parameters) - {"self", *parts}
+        settings = backbone.to_dict()
+        return cls(
+            **{name: vars(backbone)[name] for name in parts},
+            backbone_class=type(backbone).__name__,
+            backbone_kwargs={name: settings[name] for name in sorted(arguments) if name in settings},
+            video_token_id=config.image_token_id if traits.modality == "image" else config.video_token_id,
+            tokens_behind=traits.tokens_behind,
+            frames_per_step=settings["video_processor"].get("temporal_patch_size") or 1,
+            fps=fps,
+            max_frames=max_frames,
+        )
+
+    @property
+    def model_input_names(self):
+        return [*self.backbone.model_input_names, "frame_index", "frame_mask", "video_index"]
+
+    def __call__(
+        self,
+        text: str | list[str],
+        videos: Sequence[np.ndarray | torch.Tensor] | None = None,
+        video_index: Sequence[int] | None = None,
+        questions: Sequence[str] | None = None,
+        timestamps_s: Sequence[Sequence[float]] | None = None,
+        duration_s: Sequence[float] | None = None,
+        padding: bool = True,
+        padding_side: str = "left",
+        return_tensors: str = "pt",
+    ) -> BatchFeature:
+        r"""
+        Args:
+            text (`str` or `list[str]`):
+                Rendered chats.
+            videos (`Sequence` of `(T, height, width, 3)` uint8 arrays, *optional*):
+                Sampled frames.
+            video_index (`Sequence[int]`, *optional*):
+                Video of each text, -1 for none. Defaults to the i-th video for the i-th text.
+            questions (`Sequence[str]`, *optional*):
+                Not read.
+            timestamps_s (`Sequence` of `Sequence[float]`):
+                Timestamps of the frames of each video in seconds.
+            duration_s (`Sequence[float]`):
+                Duration of each video in seconds.
+            padding (`bool`, *optional*, defaults to `True`):
+                Pad to the longest row.
+            padding_side (`str`, *optional*, defaults to `"left"`):
+                `"left"` for generation, `"right"` for training.
+            return_tensors (`str`, *optional*, defaults to `"pt"`):
+                Only `"pt"`.
+
+        Returns:
+            `BatchFeature`: what the backbone's processor makes of the videos, each once, and `input_ids`,
+            `attention_mask` and `frame_index` `(rows, L)`, `frame_mask` `(videos, T)` and `video_index` `(rows,)`.
+
+        Raises:
+            ValueError: if texts and videos do not agree, or timestamps are missing.
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        videos = [] if videos is None else list(videos)
+        if video_index is None:
+            if videos and len(videos) != len(texts):
+                raise ValueError(
+                    f"{len(videos)} videos for {len(texts)} texts: pass `video_index` to say which text shows which."
+                )
+            video_index = list(range(len(videos))) or [-1] * len(texts)
+        if videos and (timestamps_s is None or duration_s is None):
+            raise ValueError(
+                "The model is told when each frame is: pass `timestamps_s` and `duration_s`, one entry per video. "
+                "Without them the backbone's processor would take 24 frames per second for granted."
+            )
+        lengths = sorted({len(video) for video in videos})
+        if len(lengths) > 1 and "video_grid_thw" not in self.backbone.model_input_names:
+            raise ValueError(
+                f"{self.backbone_class} stacks the videos of a batch, which takes equally many frames, but these have "
+                f"{', '.join(map(str, lengths))}. Sample a fixed `num_frames` of every video, or one video a batch."
+            )
+        shown = [number for number in video_index if number >= 0]
+        video_kwargs = {}
+        if shown:
+            metadata = [
+                clock_metadata(timestamps_s[number], duration_s[number], *videos[number].shape[1:3])
+                for number in shown
+            ]
+            video_kwargs = {
+                "videos": [np.array(videos[number]) for number in shown],  # copies: cached frames are read-only
+                "video_metadata": metadata,
+                "do_sample_frames": False,
+            }
+        data = self.backbone(
+            text=texts,
+            padding=padding,
+            padding_side=padding_side,
+            return_tensors=return_tensors,
+            add_special_tokens=self._adds_first_token(texts),
+            **video_kwargs,
+        )
+        data = {name: value for name, value in data.items() if name not in ("mm_token_type_ids", "token_type_ids")}
+        if not shown:
+            return BatchFeature(data)
+        tokens = {name: data.pop(name) for name in ("input_ids", "attention_mask")}
+        num_steps = [-(-len(videos[number]) // self.frames_per_step) for number in shown]
+        once = [shown.index(number) for number in range(len(videos))]
+        videos_once = select_videos(data, num_steps, once)
+        num_steps = torch.tensor([num_steps[place] for place in once])
+        video_index = torch.tensor(video_index)
+        num_frames = torch.where(video_index >= 0, num_steps[video_index.clamp(min=0)], 0)
+        return BatchFeature(
+            {
+                **tokens,
+                **videos_once,
+                "frame_index": self._frame_index(tokens["input_ids"], num_frames),
+                "frame_mask": torch.arange(int(num_steps.max())) < num_steps[:, None],
+                "video_index": video_index,
+            }
+        )
+
+    def _adds_first_token(self, texts: Sequence[str]) -> bool:
+        """Most templates write the first token themselves; some leave it to the tokenizer."""
+        first = self.tokenizer.bos_token
+        return first is None or not texts[0].startswith(first)
+
+    def _frame_index(self, input_ids: torch.Tensor, num_frames: torch.Tensor) -> torch.Tensor:
+        """Frame of each token `(rows, L)`, -1 for text; `num_frames (rows,)` as the model merges them."""
+        is_video = input_ids == self.video_token_id
+        num_tokens = is_video.sum(-1)
+        per_frame = (num_tokens - self.tokens_behind) // num_frames.clamp(min=1)
+        expected = torch.where(num_frames > 0, per_frame * num_frames + self.tokens_behind, 0)
+        if not torch.equal(num_tokens, expected) or bool(((num_frames > 0) & (per_frame < 1)).any()):
+            row = int(((num_tokens != expected) | ((num_frames > 0) & (per_frame < 1))).nonzero()[0])
+            raise ValueError(
+                f"Row {row} of the batch has {int(num_tokens[row])} video tokens for {int(num_frames[row])} frames: "
+                "they must agree. Does the chat template render the part {'type': 'video'}, and is it there once?"
+            )
+        frame = (is_video.cumsum(-1) - 1) // per_frame.clamp(min=1)[:, None]
+        return frame.masked_fill(~is_video | (frame >= num_frames[:, None]), -1)
+
+    def encode_prompts(self, texts, videos, video_index, timestamps_s, duration_s):
+        inputs = self(
+            list(texts), videos, video_index, timestamps_s=timestamps_s, duration_s=duration_s, padding_side="right"
+        )
+        lengths = inputs["attention_mask"].sum(-1).tolist()
+        ids = inputs.pop("input_ids").tolist()
+        inputs.pop("attention_mask")
+        frames = inputs.pop("frame_index").tolist() if videos else [[-1] * len(row) for row in ids]
+        prompts = [
+            D2VLMPrompt(row[:length], frame[:length]) for row, frame, length in zip(ids, frames, lengths, strict=True)
+        ]
+        inputs.pop("video_index", None)
+        return prompts, dict(inputs)
+
+    def frame_timestamps(self, timestamps_s: Sequence[float]) -> np.ndarray:
+        """When each frame of the model begins, in seconds: of frames that are merged, the first."""
+        return np.asarray(timestamps_s, dtype=np.float64)[:: self.frames_per_step]
+
+    def apply_chat_template(self, conversation, *args, **kwargs):
+        # Content in parts, which the templates of all families read.
+        messages = [
+            {**message, "content": [{"type": "text", "text": message["content"]}]}
+            if isinstance(message["content"], str)
+            else message
+            for message in conversation
+        ]
+        return self.backbone.apply_chat_template(messages, *args, **kwargs)
+
+    def to_dict(self):
+        # One name loads both kinds of processor, so that `AutoProcessor` knows it where the package is installed.
+        return {**super().to_dict(), "processor_class": "D2VLMProcessor"}
+
+    def save_pretrained(self, save_directory, **kwargs):
+        return ProcessorMixin.save_pretrained(self, save_directory, **kwargs)
+
+
+def select_videos(
+    inputs: dict[str, torch.Tensor], num_frames: Sequence[int], videos: Sequence[int]
+) -> dict[str, torch.Tensor]:
+    r"""
+    Some of the videos that a processor of transformers has encoded.
+
+    Args:
+        inputs (`dict[str, torch.Tensor]`):
+            What it made of videos: tensors with an entry for each video, frame or patch.
+        num_frames (`Sequence[int]`):
+            Frames of each video, as the model merges them.
+        videos (`Sequence[int]`):
+            Numbers of the videos to take, in the order to take them in.
+
+    Returns:
+        `dict[str, torch.Tensor]`: the same of these videos.
+
+    Example:
+
+    ```python
+    >>> select_videos({"pixel_values": torch.arange(5)}, num_frames=[2, 3], videos=[1])
+    {'pixel_values': tensor([2, 3, 4])}
+    ```
+    """
+    num_videos = len(num_frames)
+    if list(videos) == list(range(num_videos)):
+        return inputs
+    sizes = {num_videos: [1] * num_videos, sum(num_frames): list(num_frames)}
+    if "video_grid_thw" in inputs:
+        patches = inputs["video_grid_thw"].prod(-1).tolist()
+        sizes[sum(patches)] = patches
+    selected = {}
+    for name, value in inputs.items():
+        pieces = torch.split(value, sizes[len(value)])
+        selected[name] = torch.cat([pieces[number] for number in videos])
+    return selected
+
+
+__all__ = [
+    "CLOCK_HZ",
+    "D2VLMBackboneProcessor",
+    "D2VLMProcessor",
+    "D2VLMPrompt",
+    "clock_metadata",
+    "frame_run_to_span",
+    "select_videos",
+    "spans_to_frame_mask",
+    "spans_to_positions",
+]

@@ -1,0 +1,107 @@
+# Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
+"""Videos of a batch, encoded once: for all rows that show them, and for policy and reference alike."""
+
+import torch
+from transformers import PreTrainedModel
+
+from ..models.d2vlm.configuration_d2vlm import BACKBONES
+from ..models.d2vlm.modeling_d2vlm import D2VLMModel
+from ..models.d2vlm.modeling_d2vlm_backbone import encode_videos
+
+
+def vision_tower(model: PreTrainedModel) -> torch.nn.Module:
+    """
+    The vision tower of a model of transformers.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    tower = model.get_encoder(modality="video")
+    if tower in (model, model.base_model):  # what transformers returns where it finds none
+        raise ValueError(
+            f"{type(model).__name__} has no vision tower, so it cannot see a video. Use a video model, or the "
+            "trainers of TRL for text."
+        )
+    return tower
+
+
+def video_parameters(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
+    r"""
+    The parameters that features of a video depend on.
+
+    Args:
+        model (`PreTrainedModel`):
+            Model with a head, not a `PeftModel`.
+
+    Returns:
+        `dict`: by name within the base model. Of the paper's D2VLM those of the vision tower; the Q-Former, which
+        reads the question too, is not among them. Of a model of transformers all but its decoder: towers whose
+        projector stands apart and those that have it within are treated alike.
+
+    Raises:
+        ValueError: if the model has no vision tower.
+    """
+    base = model.base_model
+    if isinstance(base, D2VLMModel) and not base.has_backbone:
+        return {f"vision_tower.{name}": value for name, value in base.vision_tower.named_parameters()}
+    if model.config.model_type not in (*BACKBONES, "d2vlm"):
+        return dict(vision_tower(model).named_parameters(prefix="vision_tower"))
+    backbone = base.backbone if isinstance(base, D2VLMModel) else base
+    vision_tower(backbone)
+    of_text = {id(parameter) for parameter in backbone.get_decoder().parameters()}
+    return {name: value for name, value in backbone.named_parameters() if id(value) not in of_text}
+
+
+def same_video_parameters(first: PreTrainedModel, second: PreTrainedModel) -> bool:
+    """Whether two models make the same features of a video."""
+    ours, theirs = video_parameters(first), video_parameters(second)
+    return ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+class SharedVideos:
+    r"""
+    Features of the videos of a batch.
+
+    Args:
+        frozen (`bool`):
+            Whether all models that ask make the same features, now and after a step; those of the last batch are then
+            kept until [`SharedVideos.clear`].
+    """
+
+    def __init__(self, frozen: bool):
+        self.frozen = frozen
+        self.clear()
+
+    def clear(self) -> None:
+        self._pixels = self._features = None
+
+    def has(self, inputs: dict[str, torch.Tensor]) -> bool:
+        """Whether the features of these inputs are kept."""
+        return any(value is self._pixels for name, value in inputs.items() if name.startswith("pixel_values"))
+
+    def encode(self, base: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        r"""
+        Features of the videos of a batch.
+
+        Args:
+            base (`PreTrainedModel`):
+                A [`D2VLMModel`], or the base model of a family in `BACKBONES`.
+            inputs (`dict[str, torch.Tensor]`):
+                Inputs of the model, with `frame_mask` or `num_frames` that say how many frames each video has.
+
+        Returns:
+            Features and the number of entries of each video, see [`D2VLMModel.encode_videos`].
+        """
+        if "video_features" in inputs:
+            return inputs["video_features"], inputs["num_video_features"]
+        pixels = next(value for name, value in inputs.items() if name.startswith("pixel_values"))
+        if self.has(inputs):
+            return self._features
+        if isinstance(base, D2VLMModel):
+            videos = {name: value for name, value in inputs.items() if name.startswith(("pixel_", "video_grid"))}
+            features = base.encode_videos(inputs["frame_mask"], **videos)
+        else:
+            features = encode_videos(base, inputs, inputs["num_frames"])
+        if self.frozen:
+            self._pixels, self._features = pixels, features
+        return features

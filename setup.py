@@ -59,6 +59,7 @@ setup(
         "huggingface_hub",
         "datatrove>=0.10.1,<1",
         "jinja2",
+        "psutil",
         "pyyaml",
         "requests>=2.32",
     ],

@@ -77,7 +77,7 @@ def main() -> None:
                 grounding_coef=1.0,
                 soft_target_base=None,
                 prefix_sharing=prefix_sharing,
-                videos=SharedVideos(frozen=False),
+                videos=SharedVideos(trained=True, kept=False),
                 on_output=lambda output: None,
             )
             batch = make_batch(processor, args.num_pairs, num_frames)

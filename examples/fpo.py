@@ -1,20 +1,27 @@
 # Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
 """
-Factorized Preference Optimization on EventWorld, against equally long supervised fine-tuning.
+Factorized Preference Optimization.
 
     accelerate launch examples/fpo.py
     accelerate launch examples/fpo.py --max_steps 100 --num_train 64 --output_dir outputs/short
+    accelerate launch examples/fpo.py --config recipes/qwen3_vl_4b/fpo.yaml --dataset_name path/to/pairs
 
-Starts from the tiny model that ships with the examples, builds preference pairs by perturbing true answers, trains the
-model with SFT and, from the same start on the same rows, with FPO, and compares the three on held-out test videos.
-Ends with a table and an HTML report. `--resume_from_checkpoint last` continues a run that was stopped.
+Without arguments it runs on EventWorld, against equally long supervised fine-tuning: starts from the tiny model that
+ships with the examples, builds preference pairs by perturbing true answers, trains the model with SFT and, from the
+same start on the same rows, with FPO, and compares the three on held-out test videos. Ends with a table and an HTML
+report.
+
+With `--dataset_name`, a model is trained on preference pairs of your own: a D2VLM, or any video model of transformers,
+with `--evidence_tokens true` or on times written as text. `--model_name_or_path` is what training starts from,
+`--resume_from_checkpoint last` continues a run that was stopped.
 """
 
+import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
-from trl import TrlParser
+from trl import ModelConfig, TrlParser
 
 from trl_temporal import (
     D2VLMForConditionalGeneration,
@@ -31,9 +38,11 @@ from trl_temporal.evaluation.table import print_table
 from trl_temporal.report import write_report
 from trl_temporal.synthesis.preference import make_preferences
 from trl_temporal.trainer.evidence_config import EvidenceConfigMixin
+from trl_temporal.trainer.script_arguments import DataArguments, load_model, load_split, lora_config, model_name
 
-# The recipe. Command line flags and `--config` win.
+# The recipe of EventWorld. Command line flags win; a `--config`, or pairs of your own, come without it.
 DEFAULTS = {
+    "model_name_or_path": str(Path(__file__).parent / "eventworld_tiny"),
     "output_dir": "outputs/fpo",
     "max_steps": 250,
     "per_device_train_batch_size": 16,
@@ -52,11 +61,7 @@ DEFAULTS = {
 
 
 @dataclass
-class ScriptArguments:
-    model: str = field(
-        default=str(Path(__file__).parent / "eventworld_tiny"),
-        metadata={"help": "Model to start from: a folder or a name on the Hub."},
-    )
+class ScriptArguments(DataArguments):
     data_dir: str = field(default="outputs/event_world", metadata={"help": "Where the videos are rendered."})
     num_train: int = field(default=384, metadata={"help": "Training videos, each with four questions."})
     num_validation: int = field(default=16, metadata={"help": "Validation videos, watched during training."})
@@ -66,11 +71,32 @@ class ScriptArguments:
 
 
 def main() -> None:
-    parser = TrlParser((ScriptArguments, FPOConfig))
-    parser.set_defaults_with_config(**DEFAULTS)
-    script_args, training_args = parser.parse_args_and_config()
-    output_dir = Path(training_args.output_dir)
+    parser = TrlParser((ScriptArguments, FPOConfig, ModelConfig))
+    if not any(word.startswith(("--config", "--dataset_name")) for word in sys.argv):
+        parser.set_defaults_with_config(**DEFAULTS)
+    arguments = parser.parse_args_and_config()
+    if arguments[0].dataset_name is not None:
+        train_on_pairs(*arguments)
+    else:
+        compare_on_event_world(*arguments)
 
+
+def train_on_pairs(script_args: ScriptArguments, training_args: FPOConfig, model_args: ModelConfig) -> None:
+    torch.manual_seed(training_args.seed)  # of what is new in the model
+    model, processor = load_model(script_args, model_args)
+    trainer = FPOTrainer(
+        model,
+        args=training_args,
+        train_dataset=load_split(script_args.dataset_name, script_args.dataset_train_split),
+        processing_class=processor,
+        peft_config=lora_config(model_args, model, processor),
+    )
+    trainer.train()
+    trainer.save_model()
+
+
+def compare_on_event_world(script_args: ScriptArguments, training_args: FPOConfig, model_args: ModelConfig) -> None:
+    output_dir, start = Path(training_args.output_dir), model_name(model_args)
     dataset = build_event_world(
         script_args.data_dir,
         num_train=script_args.num_train,
@@ -79,27 +105,35 @@ def main() -> None:
         num_workers=script_args.num_workers,
     )
     pairs = make_preferences(dataset["train"], seed=script_args.seed_preferences)
-    processor = D2VLMProcessor.from_pretrained(script_args.model)
+    processor = D2VLMProcessor.from_pretrained(start)
 
     # Equally long SFT on the same rows in the same order: without it, FPO's gain would be that of more training.
-    names = set(DEFAULTS) - {"output_dir", "preference_coef"} | {entry.name for entry in fields(EvidenceConfigMixin)}
-    shared = {name: getattr(training_args, name) for name in names}
+    names = set(DEFAULTS) - {"model_name_or_path", "output_dir", "preference_coef"} | {
+        entry.name for entry in fields(EvidenceConfigMixin)
+    }
+    same = {name: getattr(training_args, name) for name in names}
     sft_args = EvidenceSFTConfig(
-        output_dir=str(output_dir / "sft"), resume_from_checkpoint=training_args.resume_from_checkpoint, **shared
+        output_dir=str(output_dir / "sft"), resume_from_checkpoint=training_args.resume_from_checkpoint, **same
     )
     training_args.output_dir = str(output_dir / "fpo")
 
     def load() -> D2VLMForConditionalGeneration:
-        return D2VLMForConditionalGeneration.from_pretrained(script_args.model, dtype=torch.float32)
+        return D2VLMForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
 
-    sft = EvidenceSFTTrainer(load(), args=sft_args, train_dataset=pairs, processing_class=processor)
-    fpo = FPOTrainer(load(), args=training_args, train_dataset=pairs, processing_class=processor)
+    model = load()
+    shared = {
+        "train_dataset": pairs,
+        "processing_class": processor,
+        "peft_config": lora_config(model_args, model, processor),
+    }
+    sft = EvidenceSFTTrainer(load(), args=sft_args, **shared)
+    fpo = FPOTrainer(load(), args=training_args, **shared)
     test = GroundedEvaluator(dataset["test"], processor, batch_size=64, read_video=fpo.read_video)
     validation = GroundedEvaluator(
         dataset["validation"], processor, batch_size=64, read_video=fpo.read_video, progress=False
     )
 
-    results = {"start checkpoint": test(load().to(fpo.model.device))}
+    results = {"start checkpoint": test(model.to(fpo.model.device))}
     for name, trainer in {"SFT continued": sft, "FPO": fpo}.items():
         trainer.add_callback(
             GroundedEvaluationCallback(trainer, validation, every_n_steps=max(training_args.max_steps // 2, 1))
@@ -119,7 +153,7 @@ def main() -> None:
             preference_rows=list(pairs),
             compare=("FPO", "SFT continued"),
             settings={
-                "start checkpoint": Path(script_args.model).name,
+                "start checkpoint": Path(start).name,
                 "training videos": script_args.num_train,
                 "test videos": script_args.num_test,
                 "steps": training_args.max_steps,

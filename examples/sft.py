@@ -1,36 +1,36 @@
 # Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
 """
-Supervised fine-tuning with evidence tokens, from scratch.
+Supervised fine-tuning with evidence tokens.
 
     accelerate launch examples/sft.py
     accelerate launch examples/sft.py --dataset path/to/real_clips_events.jsonl
+    accelerate launch examples/sft.py --config recipes/qwen3_vl_4b/sft.yaml --dataset_name path/to/rows
 
-Without `--dataset` a tiny model begins to learn EventWorld from rendered videos; 400 steps from scratch leave it
-below the baselines, and `recipes/eventworld/pretrain.py` is how the model that ships with the examples was made. With
-it, the clips of a file in the `{video, duration, events, qa}` form are learnt by heart at 4 frames a second and the
-model is scored on those same clips: proof that the whole path works on real footage, not that it generalises.
-`--model` starts from a trained model instead, `--resume_from_checkpoint last` continues a run that was stopped.
+Without arguments a tiny model begins to learn EventWorld from rendered videos; 400 steps from scratch leave it below
+the baselines, and `recipes/eventworld/pretrain.py` is how the model that ships with the examples was made. With
+`--dataset`, the clips of a file in the `{video, duration, events, qa}` form are learnt by heart at 4 frames a second
+and the model is scored on those same clips: proof that the whole path works on real footage, not that it generalises.
+
+With `--dataset_name`, a model is trained on rows of your own: a D2VLM, or any video model of transformers, with
+`--evidence_tokens true` or on times written as text. `--model_name_or_path` is what training starts from,
+`--resume_from_checkpoint last` continues a run that was stopped.
 """
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from trl import TrlParser
+from trl import ModelConfig, TrlParser
 
-from trl_temporal import (
-    D2VLMForConditionalGeneration,
-    D2VLMProcessor,
-    EvidenceSFTConfig,
-    EvidenceSFTTrainer,
-    GroundedEvaluator,
-)
+from trl_temporal import EvidenceSFTConfig, EvidenceSFTTrainer, GroundedEvaluator
 from trl_temporal.data.converters.clip_events import load_clip_events
 from trl_temporal.data.event_world import build_event_world
 from trl_temporal.evaluation.table import print_table
 from trl_temporal.models.tiny import build_tiny_d2vlm
+from trl_temporal.trainer.script_arguments import DataArguments, load_model, load_split, lora_config
 
-# The recipe. Command line flags and `--config` win.
+# The recipe of the first two. Command line flags win; a `--config`, or rows of your own, come without it.
 DEFAULTS = {
     "output_dir": "outputs/sft",
     "max_steps": 400,
@@ -49,11 +49,10 @@ DEFAULTS = {
 
 
 @dataclass
-class ScriptArguments:
+class ScriptArguments(DataArguments):
     dataset: str | None = field(
         default=None, metadata={"help": "JSON-lines file of clips with events; EventWorld if not given."}
     )
-    model: str | None = field(default=None, metadata={"help": "Model to start from; from scratch if not given."})
     data_dir: str = field(default="outputs/event_world", metadata={"help": "Where EventWorld is rendered."})
     num_train: int = field(default=384, metadata={"help": "EventWorld training videos."})
     num_test: int = field(default=64, metadata={"help": "EventWorld test videos."})
@@ -69,11 +68,15 @@ def texts_of(rows) -> list[str]:
 
 
 def main() -> None:
-    parser = TrlParser((ScriptArguments, EvidenceSFTConfig))
-    parser.set_defaults_with_config(**DEFAULTS)
-    script_args, training_args = parser.parse_args_and_config()
+    parser = TrlParser((ScriptArguments, EvidenceSFTConfig, ModelConfig))
+    if not any(word.startswith(("--config", "--dataset_name")) for word in sys.argv):
+        parser.set_defaults_with_config(**DEFAULTS)
+    script_args, training_args, model_args = parser.parse_args_and_config()
 
-    if script_args.dataset is not None:
+    test = None
+    if script_args.dataset_name is not None:
+        train = load_split(script_args.dataset_name, script_args.dataset_train_split)
+    elif script_args.dataset is not None:
         train = test = load_clip_events(script_args.dataset)
         title = f"{Path(script_args.dataset).name}: the training clips themselves"
     else:
@@ -87,18 +90,25 @@ def main() -> None:
         train, test = dataset["train"], dataset["test"]
         title = f"EventWorld, {script_args.num_test} test videos"
 
-    if script_args.model is not None:
-        model = D2VLMForConditionalGeneration.from_pretrained(script_args.model, dtype=torch.float32)
-        processor = D2VLMProcessor.from_pretrained(script_args.model)
+    torch.manual_seed(training_args.seed)  # of what is new in a model
+    if script_args.dataset_name is not None or model_args.model_name_or_path is not None:
+        model, processor = load_model(script_args, model_args)
     else:
         training_args.freeze_vision_tower = False
-        torch.manual_seed(training_args.seed)
         fps = training_args.fps or (2.0 if script_args.dataset is None else 4.0)  # clips have shorter events
         model, processor = build_tiny_d2vlm(texts_of(train), fps=fps)
 
-    trainer = EvidenceSFTTrainer(model, args=training_args, train_dataset=train, processing_class=processor)
+    trainer = EvidenceSFTTrainer(
+        model,
+        args=training_args,
+        train_dataset=train,
+        processing_class=processor,
+        peft_config=lora_config(model_args, model, processor),
+    )
     trainer.train()
     trainer.save_model()
+    if test is None:
+        return
     evaluate = GroundedEvaluator(test, processor, batch_size=64, max_new_tokens=512, read_video=trainer.read_video)
     result = evaluate(trainer.model)
     if trainer.accelerator.is_main_process:

@@ -12,6 +12,7 @@ from tests.helpers import MIXED_PAIRS, MIXED_ROWS, assert_same_gradients, noise_
 from trl_temporal import EvidenceSFTConfig, EvidenceSFTTrainer, FPOConfig, FPOTrainer
 from trl_temporal.data.chat_inputs import encode_prompts
 from trl_temporal.data.collator import EvidenceCollator, PreferenceCollator, PromptCollator
+from trl_temporal.evaluation.answering import Answering
 from trl_temporal.evaluation.generation import generate_answers
 from trl_temporal.models.d2vlm import D2VLMBackboneProcessor, D2VLMForConditionalGeneration, D2VLMProcessor
 from trl_temporal.trainer.shared_videos import vision_tower
@@ -210,7 +211,8 @@ def test_shared_prompts_equal_two_rows(family, attention, config):
     (plain, expected), (shared, gradients) = found
     for name in ("loss", "logps/chosen", "logps/rejected", "grounding_logps/chosen", "loss/consistency"):
         assert shared[name] == pytest.approx(plain[name], rel=1e-5, abs=1e-5), name
-    assert_same_gradients(gradients, expected)
+    # Of weights this large the gradient has a norm of about 100.
+    assert_same_gradients(gradients, expected, tolerance=5e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -219,7 +221,7 @@ def test_gradient_checkpointing_changes_nothing(family, config):
     for checkpointing in (False, True):
         trainer = fpo(family, config, gradient_checkpointing=checkpointing)
         found.append(train(trainer)[0])
-    assert_same_gradients(found[1], found[0])
+    assert_same_gradients(found[1], found[0], tolerance=5e-5)
 
 
 # --- Adapters, files, answers ---
@@ -293,3 +295,23 @@ def test_answers_in_a_batch_are_those_alone(family):
         assert (answer.text, answer.evidence) == (alone.text, alone.evidence)
         for span in answer.evidence + answer.response:
             assert 0 <= span.start_s < span.end_s <= 4.0
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "smolvlm"])
+def test_from_files_to_scores(family, config, event_world, tmp_path):
+    """Real mp4 files, the trainer's own collator, a saved folder, and the evaluation of what it loads."""
+    model, processor = evidence_model(family)
+    settings = {"num_frames": 6} if family == "smolvlm" else {"fps": 1.0, "max_frames": 8}
+    args = config(EvidenceSFTConfig, frame_cache_dir=str(tmp_path / "frames"), max_steps=1, **settings)
+    trainer = EvidenceSFTTrainer(model, args=args, train_dataset=event_world["train"], processing_class=processor)
+    trainer.train()
+    trainer.save_model(tmp_path / "model")
+    loaded = D2VLMForConditionalGeneration.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    loaded_processor = D2VLMProcessor.from_pretrained(tmp_path / "model")
+    answer = Answering(loaded, loaded_processor, batch_size=4, max_new_tokens=4)
+    rows = [dict(row) for row in event_world["test"]]
+    answers = answer(rows)
+    assert len(answers) == len(rows)
+    num_frames = {len(answer.timestamps_s) for answer in answers}
+    assert num_frames == {6} if family == "smolvlm" else max(num_frames) <= 8
+    assert answer.settings()["sampling"].get("num_frames") == settings.get("num_frames")

@@ -17,7 +17,7 @@ from tests.families import FAMILIES, build, watch_videos
 from tests.helpers import assistant, noise_video, preference_row, sft_row, user
 from tests.test_video import make_clip
 from trl_temporal.data.chat_collator import ChatCollator, ChatPreferenceCollator
-from trl_temporal.data.chat_inputs import encode_prompts, prompt_messages, response_in_seconds
+from trl_temporal.data.chat_inputs import encode_prompts, prompt_messages
 from trl_temporal.data.schema import RowError
 from trl_temporal.evaluation.benchmarks.common import format_interval
 from trl_temporal.evaluation.text_generation import generate_texts
@@ -250,9 +250,10 @@ def test_responses_of_any_form(qwen):
 
 def test_times_are_written_as_the_benchmarks_read_them():
     for span in ([0, 1], [12.0, 15.5], [1 / 3, 2 / 3], [0.1 + 0.2, 1e3], [np.float32(0.1), np.float64(7)]):
-        assert response_in_seconds("<evi> </evi> In <evi>.", [span]) == f"In {format_interval(span)}."
-    with pytest.raises(ValueError, match="1 <evi> in its text, but 0 spans"):
-        response_in_seconds("<evi> </evi> In <evi>.", [])
+        row = sft_row("<evi> </evi> In <evi>.", [span])
+        written = format_interval(span)
+        found = ChatCollator(None, None)._write_response(row, "completion")
+        assert found == (f"In {written}.", [(3, 3 + len(written))])
 
 
 def test_the_prompt_may_speak_of_spans_and_moments(qwen):

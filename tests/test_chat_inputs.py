@@ -13,7 +13,7 @@ from datasets import Dataset, Features, Image, List
 from PIL import Image as PILImage
 
 from tests.families import FAMILIES, build
-from tests.helpers import noise_video
+from tests.helpers import noise_video, sft_row
 from tests.test_video import make_clip
 from trl_temporal.data.chat_inputs import encode_prompts, read_images, read_videos, time_ids_per_second
 from trl_temporal.data.frame_cache import FrameCache
@@ -447,3 +447,14 @@ def test_answers_of_mixed_rows(family):
     others = generate_texts(model, processor, rows, batch_size=5, **options)
     changed = [other.text != answer.text for other, answer in zip(others, answers, strict=True)]
     assert changed == [False, True, False, True, False]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_video_of_one_frame_is_a_video(family):
+    """Qwen merges two frames, and Qwen3-VL alone does not repeat a single one by itself."""
+    model, processor = build(family)
+    row = sft_row("", [], video="noise-1-1")
+    prompts = encode_prompts(processor, [row], [noise_video("noise-1-1")])
+    assert model(**prompts.inputs).logits.isfinite().all()
+    if family == "qwen3_vl":
+        assert processor.tokenizer.decode(prompts.inputs["input_ids"][0]).count("seconds>") == 1

@@ -82,7 +82,18 @@ def test_interrupt(released, tmp_path, capsys, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["released"]
 
 
-@pytest.mark.parametrize("words", [[], ["convert"], ["no-such-verb"], ["convert", "d2vlm", "only-one"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["convert"],
+        ["no-such-verb"],
+        ["convert", "d2vlm", "only-one"],
+        ["convert", "d2vlm", "there", "here", "--no-such-flag"],
+        ["plan"],
+        ["plan", "sft.yaml", "--method", "dpo"],
+    ],
+)
 def test_usage(words, capsys):
     with pytest.raises(SystemExit) as exit:
         main(words)

@@ -48,7 +48,7 @@ def fused(tiny_dir, *, prefix_sharing, attn_implementation="sdpa", video_attenti
     add_fused_lm_head(model)
     outputs = []
     arguments = {"grounding_coef": 1.0, "soft_target_base": None, **kwargs}
-    videos = SharedVideos(frozen=False)
+    videos = SharedVideos(trained=True, kept=False)
     add_evidence_head(model, prefix_sharing=prefix_sharing, videos=videos, on_output=outputs.append, **arguments)
     return model, outputs
 

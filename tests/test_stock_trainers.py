@@ -131,7 +131,7 @@ def test_shared_prompts_equal_two_rows(family, attention, config):
     for name in ("loss", "logps/chosen", "logps/rejected"):
         assert shared[name] == pytest.approx(plain[name], rel=1e-5, abs=1e-5), name
     # Of weights this large the gradient has a norm of about 1,000.
-    assert_same_gradients(gradients, expected, tolerance=3e-5)
+    assert_same_gradients(gradients, expected, tolerance=5e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

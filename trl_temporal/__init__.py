@@ -12,7 +12,12 @@ if TYPE_CHECKING:
     from .evaluation.callback import GroundedEvaluationCallback
     from .evaluation.evaluator import GroundedEvaluator
     from .evaluation.generation import GroundedAnswer, generate_answers
-    from .models.d2vlm import D2VLMConfig, D2VLMForConditionalGeneration, D2VLMProcessor
+    from .models.d2vlm import (
+        D2VLMBackboneProcessor,
+        D2VLMConfig,
+        D2VLMForConditionalGeneration,
+        D2VLMProcessor,
+    )
     from .spans import Span
     from .trainer.evidence_sft_config import EvidenceSFTConfig
     from .trainer.evidence_sft_trainer import EvidenceSFTTrainer
@@ -23,6 +28,7 @@ __version__ = "0.1.0.dev0"
 
 _MODULE_OF = {
     "BenchmarkEvaluator": "evaluation.benchmark_evaluator",
+    "D2VLMBackboneProcessor": "models.d2vlm",
     "D2VLMConfig": "models.d2vlm",
     "D2VLMForConditionalGeneration": "models.d2vlm",
     "D2VLMProcessor": "models.d2vlm",
@@ -41,6 +47,7 @@ _MODULE_OF = {
 
 __all__ = [
     "BenchmarkEvaluator",
+    "D2VLMBackboneProcessor",
     "D2VLMConfig",
     "D2VLMForConditionalGeneration",
     "D2VLMProcessor",

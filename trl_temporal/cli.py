@@ -31,7 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_synthesize_parser(verbs)
     _add_eval_parser(verbs)
     _add_analyze_parser(verbs)
-    args = parser.parse_args(argv)
+    _add_plan_parser(verbs)
+    _add_cache_parser(verbs)
+    args, others = parser.parse_known_args(argv)
+    if args.run is _plan:
+        args.training_flags = others
+    elif others:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
     try:
         return args.run(args)
     except KeyboardInterrupt:
@@ -173,8 +179,8 @@ def _add_data_parser(verbs) -> None:
     view.set_defaults(run=_data_view)
 
 
-def _add_executor_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--num-workers", type=int, default=2, help="processes (default: 2)")
+def _add_executor_arguments(parser: argparse.ArgumentParser, num_workers: int = 2) -> None:
+    parser.add_argument("--num-workers", type=int, default=num_workers, help=f"processes (default: {num_workers})")
     parser.add_argument(
         "--executor", choices=("local", "slurm", "ray"), default="local", help="where they run (default: local)"
     )
@@ -340,6 +346,8 @@ def _add_eval_parser(verbs) -> None:
     answer.add_argument("--video-root", metavar="DIR", help="folder with the videos (default: videos beside --data)")
     answer.add_argument("--prompts", metavar="FILE", help="YAML with other wordings, {task: text}")
     answer.add_argument("--fps", type=float, help="frames per second (default: as the processor says, else 1)")
+    answer.add_argument("--num-frames", type=int, help="exactly so many frames of every video instead")
+    answer.add_argument("--feature-cache", metavar="DIR", help="folder of `cache build`, made with the same sampling")
     answer.add_argument("--max-frames", type=int, help="longer videos are sampled more thinly")
     answer.add_argument("--size", type=int, help="shorter side of the frames of a stock model in pixels")
     answer.add_argument("--batch-size", type=int, default=16, help="rows that are answered together (default: 16)")
@@ -381,7 +389,9 @@ def _eval(args: argparse.Namespace) -> int:
             prompts=_read_prompts(args.prompts),
             fps=args.fps,
             max_frames=args.max_frames,
+            num_frames=args.num_frames,
             size=args.size,
+            feature_cache=args.feature_cache,
             batch_size=args.batch_size,
             max_new_tokens=args.max_new_tokens,
             limit=args.limit,
@@ -427,6 +437,89 @@ def _analyze(args: argparse.Namespace) -> int:
 
     print(f"Wrote {analyze(args.run_dir, args.output, threshold=args.threshold)}")
     return 0
+
+
+def _add_plan_parser(verbs) -> None:
+    parser = verbs.add_parser(
+        "plan",
+        help="tokens, steps and memory of a training run, before it starts",
+        description="Reads a recipe as examples/sft.py and examples/fpo.py do; their flags may follow, and win. Loads "
+        "no weights. Exit code 1 if the run would not fit the memory of a device.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("recipe", metavar="CONFIG", help="YAML file, e.g. recipes/qwen3_vl_4b/sft.yaml")
+    parser.add_argument("--method", choices=("sft", "fpo"), help="what is trained (default: the name of the file)")
+    parser.add_argument(
+        "--device_memory_gb", type=float, help="memory of a device in GiB (default: the GPU's, else the machine's)"
+    )
+    parser.add_argument("--num_processes", type=int, default=1, help="devices that train together (default: 1)")
+    parser.add_argument("--num_sampled", type=int, default=8, help="rows whose tokens are counted (default: 8)")
+    parser.add_argument("--json", action="store_true", help="print the plan for a program")
+    parser.set_defaults(run=_plan)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from .trainer.plan import format_plan, plan_training, read_config
+
+    plan = plan_training(
+        *read_config(args.recipe, args.training_flags, args.method),
+        device_memory_gb=args.device_memory_gb,
+        num_processes=args.num_processes,
+        num_sampled=args.num_sampled,
+    )
+    if args.json:
+        print(json.dumps(asdict(plan), indent=2))
+    else:
+        Console().print(format_plan(plan), highlight=False)
+    return 0 if plan.fits else 1
+
+
+def _add_cache_parser(verbs) -> None:
+    parser = verbs.add_parser("cache", help="features of videos on disk, for training with a frozen vision tower")
+    actions = parser.add_subparsers(title="actions", metavar="<action>", required=True)
+    build = actions.add_parser(
+        "build",
+        help="encode every video of a data set once",
+        description="Encode the videos of a data set with the vision tower of a model. Prints the disk and the time "
+        "it takes before it writes; called again, it adds what is missing.",
+    )
+    build.add_argument("--model", required=True, help="folder or Hub repository of a D2VLM or a video model")
+    build.add_argument("--dataset", required=True, metavar="PATH", help="data set, or a JSON, JSONL or Parquet file")
+    build.add_argument("--output", required=True, metavar="DIR", help="folder of caches")
+    build.add_argument("--fps", type=float, help="frames per second (default: as the trainers)")
+    build.add_argument("--max-frames", type=int, help="longer videos are sampled more thinly")
+    build.add_argument("--num-frames", type=int, help="exactly so many frames of every video instead")
+    build.add_argument("--batch-size", type=int, default=4, help="videos in the vision tower together (default: 4)")
+    build.add_argument("--num-threads", type=int, default=2, help="videos decoded at a time (default: 2)")
+    build.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="type of weights and features")
+    build.add_argument("--device", help="device of the model (default: the GPUs in turn, else the CPU)")
+    build.add_argument("--min-free-gib", type=float, default=5, help="what has to stay free on the disk (default: 5)")
+    build.add_argument("--on-bad-sample", choices=("raise", "skip"), default="raise", help="default: raise")
+    build.add_argument("--revision", help="revision of the model on the Hub")
+    build.add_argument("--trust-remote-code", action="store_true", help="run code of the model's repository")
+    _add_executor_arguments(build, num_workers=1)
+    build.set_defaults(run=_cache_build)
+
+
+def _cache_build(args: argparse.Namespace) -> int:
+    from functools import partial
+
+    from .data.feature_cache_path import build_path
+    from .evaluation.loading import load_model
+
+    from_hub = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
+    return build_path(
+        args.dataset,
+        args.output,
+        partial(load_model, args.model, dtype=args.dtype, **from_hub),
+        min_free_bytes=int(args.min_free_gib * 2**30),
+        **{name: vars(args)[name] for name in ("fps", "max_frames", "num_frames", "batch_size", "num_threads")},
+        **{name: vars(args)[name] for name in ("device", "on_bad_sample", "num_workers", "executor", "executor_args")},
+    )
 
 
 def _print_table(table) -> None:

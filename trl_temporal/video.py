@@ -88,6 +88,10 @@ class Video:
     path: str
     warnings: list[str] = field(default_factory=list)
 
+    @property
+    def num_frames(self) -> int:
+        return len(self.frames)
+
 
 def load_video(
     path: str | os.PathLike,

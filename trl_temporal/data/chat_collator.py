@@ -9,7 +9,15 @@ from transformers import ProcessorMixin
 
 from ..models.d2vlm.processing_d2vlm import select_videos
 from ..video import Video
-from .chat_inputs import EncodedPrompts, encode_prompts, format_interval, read_videos, takes_any_length
+from .chat_inputs import (
+    EncodedPrompts,
+    encode_cached_chats,
+    encode_prompts,
+    format_interval,
+    read_videos,
+    takes_any_length,
+)
+from .feature_cache import is_cached
 from .grammar import EVI, response_after, split_response
 from .row_checks import RESPONSES
 from .schema import RowError, RowKind, strip_none_parts, validate_row
@@ -60,9 +68,13 @@ class _ChatCollator:
         for row, video in zip(rows, videos, strict=True):
             if video is not None:
                 _check_spans(row, columns, video)
-        if not takes_any_length(self.processor):
+        cached = is_cached(videos)
+        if not cached and not takes_any_length(self.processor):
             self._check_equal_lengths(rows, videos)
-        prompts = encode_prompts(self.processor, rows, videos, self.time_ids_per_second)
+        if cached:
+            prompts = encode_cached_chats(self.processor, rows, videos)
+        else:
+            prompts = encode_prompts(self.processor, rows, videos, self.time_ids_per_second)
         names = [name for name in TEXT_INPUTS if name in prompts.inputs]
         sequences = [
             self._sequence(row, column, video, prompts, number)
@@ -77,6 +89,8 @@ class _ChatCollator:
             for name in [*names, "completion_mask", "span_mask"]
         }
         media = {name: value for name, value in prompts.inputs.items() if name not in names}
+        if cached:
+            return batch | {**media, "video_index": media["video_index"].repeat(len(columns))}
         if self.videos_once and media and not any(row.get("images") for row in rows):
             return batch | _once(media, videos, repeats=len(columns))
         return batch | {name: torch.cat([value] * len(columns)) for name, value in media.items()}
@@ -157,14 +171,14 @@ class _ChatCollator:
         if self.max_length is not None and length > self.max_length:
             raise RowError(
                 f"row {row.get('id')!r}: {length} tokens ({num_prompt} in the prompt with "
-                f"{0 if video is None else len(video.frames)} frames, {num_response} in the response) exceed "
+                f"{0 if video is None else video.num_frames} frames, {num_response} in the response) exceed "
                 f"max_length={self.max_length}. Nothing is truncated: raise max_length, lower fps or max_frames, or "
                 "let the processor make frames smaller."
             )
 
     def _check_equal_lengths(self, rows: list[dict], videos: list[Video | None]) -> None:
         lengths = [
-            (row.get("id"), len(video.frames)) for row, video in zip(rows, videos, strict=True) if video is not None
+            (row.get("id"), video.num_frames) for row, video in zip(rows, videos, strict=True) if video is not None
         ]
         if len({num_frames for _, num_frames in lengths}) > 1:
             raise RowError(
@@ -257,7 +271,7 @@ def _once(media: dict[str, torch.Tensor], videos: list[Video | None], repeats: i
     if "video_grid_thw" in media:
         num_frames = media["video_grid_thw"][:, 0].tolist()
     else:
-        num_frames = [len(video.frames) for video in shown]
+        num_frames = [video.num_frames for video in shown]
     numbers, first = [], {}  # rows that show one video have the same object
     for video in videos:
         numbers.append(-1 if video is None else first.setdefault(id(video), len(first)))

@@ -12,22 +12,19 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 from transformers import BatchFeature
 from transformers.video_utils import VideoMetadata
 
+from ..models.d2vlm.processing_d2vlm import clock_metadata, video_arguments
 from ..spans import Span
 from ..video import Video, VideoError, open_image
-from .grammar import EVI, split_response
+from .feature_cache import CachedVideo, encode_cached_prompts
+from .grammar import EVI
 from .schema import RowError, coerce_images, coerce_videos, strip_none_parts, video_key
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-# A processor knows times only as frame number / frame rate. Numbers in milliseconds, at a rate of 1000, are the
-# timestamps themselves, whatever the frame rate of the file does.
-CLOCK_HZ = 1000
 
 DEFAULT_FPS, DEFAULT_MAX_FRAMES = 1.0, 128  # stock processors say nothing about sampling that a decoder could follow
 
@@ -58,71 +55,8 @@ class EncodedPrompts(NamedTuple):
 
 
 def video_metadata(video: Video) -> VideoMetadata:
-    """
-    What the processors of transformers are told about sampled frames, such that they compute the real timestamps.
-
-    Args:
-        video ([`~trl_temporal.video.Video`]):
-            The frames, with their timestamps.
-
-    Returns:
-        `VideoMetadata`: with `frames_indices` in milliseconds and `fps` 1000, so that its `timestamps` are those of
-        the video to half a millisecond, and its `sampled_fps` is one over the mean distance of the frames.
-
-    Example:
-        >>> import numpy as np
-        >>> from trl_temporal.data.chat_inputs import video_metadata
-        >>> from trl_temporal.video import Video
-        >>> frames = np.zeros((3, 8, 8, 3), dtype=np.uint8)
-        >>> metadata = video_metadata(Video(frames, np.array([0.0, 0.52, 2.0]), duration_s=2.5, path="clip.mp4"))
-        >>> metadata.timestamps, metadata.sampled_fps, metadata.duration
-        ([0.0, 0.52, 2.0], 1.0, 2.5)
-    """
-    timestamps_s = np.asarray(video.timestamps_s, dtype=np.float64)
-    num_frames, height, width = video.frames.shape[:3]
-    step_s = (timestamps_s[-1] - timestamps_s[0]) / (num_frames - 1) if num_frames > 1 else video.duration_s
-    return VideoMetadata(
-        # What the frames stand for, which `sampled_fps` divides by: the duration would stretch the steps of a video
-        # whose last frame stands for less than one.
-        total_num_frames=max(1, round(num_frames * step_s * CLOCK_HZ)),
-        fps=CLOCK_HZ,
-        width=width,
-        height=height,
-        duration=video.duration_s,
-        frames_indices=np.rint(timestamps_s * CLOCK_HZ).astype(int).tolist(),
-    )
-
-
-def response_in_seconds(response: str, spans: Sequence[Sequence[float]]) -> str:
-    """
-    A response as a model without evidence tokens writes it: its text, with intervals in place of `<evi>`.
-
-    Args:
-        response (`str`):
-            A whole response, evidence stage included.
-        spans (`Sequence` of `[start_s, end_s]`):
-            Span of each `<evi>` of its text, in seconds.
-
-    Returns:
-        `str`: the text, with times to the millisecond. The benchmarks read the times of an answer in this form.
-
-    Raises:
-        ValueError: If the text has more or fewer `<evi>` than there are spans.
-
-    Example:
-        >>> from trl_temporal.data.chat_inputs import response_in_seconds
-        >>> response_in_seconds("<evi> <evi> </evi> It happens in <evi> and <evi>.", [[2, 3.5], [8, 9.25]])
-        'It happens in 2.0 - 3.5 and 8.0 - 9.25.'
-    """
-    pieces = split_response(response)[1].split(EVI)
-    if len(pieces) != len(spans) + 1:
-        raise ValueError(
-            f"the response {response!r:.80} has {len(pieces) - 1} {EVI} in its text, but {len(spans)} spans"
-        )
-    text = pieces[0]
-    for (start_s, end_s), piece in zip(spans, pieces[1:], strict=True):
-        text += format_interval((start_s, end_s)) + piece
-    return text
+    """What the processors of transformers are told about a video, see [`clock_metadata`]."""
+    return clock_metadata(video.timestamps_s, video.duration_s, *video.frames.shape[1:3])
 
 
 def format_interval(span: Sequence[float]) -> str:
@@ -306,10 +240,7 @@ def encode_prompts(
                     f"{kind} in the prompt, so the model would answer blind. Use a template that renders the part "
                     f"{{'type': '{kind}'}}."
                 )
-    tokenizer = processor.tokenizer
-    # Most templates write the first token themselves; some leave it to the tokenizer.
-    starts = tokenizer.bos_token is not None and texts[0].startswith(tokenizer.bos_token)
-    text_kwargs = {"add_special_tokens": not starts}
+    text_kwargs = _text_kwargs(processor, texts)
     if any(images) and any(video is not None for video in videos) and _one_name_for_both(processor):
         inputs = _process_apart(processor, rows, texts, videos, images, text_kwargs)
     else:
@@ -317,6 +248,46 @@ def encode_prompts(
     if processor not in _warned:
         _warn_of_equal_times(processor, rows, videos, inputs, time_ids_per_second)
     return EncodedPrompts(inputs, chats, texts, text_kwargs)
+
+
+def encode_cached_chats(processor, rows: Sequence[dict], videos: Sequence[CachedVideo | None]) -> EncodedPrompts:
+    """
+    Prompts as of [`encode_prompts`], with features of the vision tower in place of pixels.
+
+    Args:
+        processor (`ProcessorMixin`):
+            Processor of the model.
+        rows (`Sequence[dict]`):
+            Rows with `prompt`, without images.
+        videos (`Sequence[CachedVideo | None]`):
+            The video of each row, as of a [`~trl_temporal.data.feature_cache.FeatureCache`].
+
+    Returns:
+        [`EncodedPrompts`]: its inputs have each video once.
+
+    Raises:
+        RowError: If a row has images, which no cache holds.
+    """
+    for row in rows:
+        if row.get("images"):
+            raise RowError(
+                f"row {row.get('id')!r}, column 'images': has images, which the feature cache does not hold. Train "
+                "such rows without `feature_cache`."
+            )
+    chats = [prompt_messages(row) for row in rows]
+    texts = [_render(processor, chat) for chat in chats]
+    numbers, distinct = [], {}
+    for video in videos:
+        numbers.append(-1 if video is None else distinct.setdefault(id(video), len(distinct)))
+    once = [next(video for video in videos if id(video) == key) for key in distinct]
+    inputs = encode_cached_prompts(processor, texts, once, numbers)
+    return EncodedPrompts(inputs, chats, texts, _text_kwargs(processor, texts))
+
+
+def _text_kwargs(processor, texts: list[str]) -> dict:
+    """Most templates write the first token themselves; some leave it to the tokenizer."""
+    first = processor.tokenizer.bos_token
+    return {"add_special_tokens": first is None or not texts[0].startswith(first)}
 
 
 def _render(processor, chat: list[dict]) -> str:
@@ -339,13 +310,12 @@ def _process(
     text_kwargs: dict,
 ) -> BatchFeature:
     shown = [video for video in videos if video is not None]
-    kwargs = {}
-    if shown:
-        kwargs = {
-            "videos": [np.array(video.frames) for video in shown],  # copies: cached frames are read-only
-            "video_metadata": [video_metadata(video) for video in shown],
-            "do_sample_frames": False,
-        }
+    kwargs = video_arguments(
+        processor,
+        [video.frames for video in shown],
+        [video.timestamps_s for video in shown],
+        [video.duration_s for video in shown],
+    )
     if any(images):
         kwargs["images"] = list(images)
     inputs = processor(text=texts, padding=True, padding_side="left", return_tensors="pt", **text_kwargs, **kwargs)

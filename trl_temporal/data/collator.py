@@ -9,8 +9,16 @@ import numpy as np
 import torch
 
 from ..models.d2vlm.modeling_d2vlm import STAGE_EVIDENCE, STAGE_PROMPT, STAGE_RESPONSE
-from ..models.d2vlm.processing_d2vlm import D2VLMProcessor, D2VLMPrompt, spans_to_frame_mask, spans_to_positions
+from ..models.d2vlm.processing_d2vlm import (
+    D2VLMBackboneProcessor,
+    D2VLMProcessor,
+    D2VLMPrompt,
+    spans_to_frame_mask,
+    spans_to_positions,
+    split_prompts,
+)
 from ..video import Video
+from .feature_cache import encode_cached_prompts, is_cached
 from .grammar import response_after
 from .schema import RowError, coerce_videos, strip_none_parts, video_key
 from .video_check import check_visible
@@ -58,6 +66,13 @@ class _Collator:
     soft_targets: bool = False
     release_quirks: bool = False
 
+    def __post_init__(self):
+        if self.release_quirks and isinstance(self.processor, D2VLMBackboneProcessor):
+            raise ValueError(
+                "`release_quirks` repeats faults of the released code, which knew one model; this one has a backbone "
+                "of transformers. Leave it out, or take the preset 'paper'."
+            )
+
     def _read_videos(self, rows: list[dict]) -> tuple[list[Video], list[int]]:
         """The distinct videos of the rows, and which of them each row shows (-1 for none)."""
         videos, numbers, seen = [], [], {}
@@ -88,13 +103,19 @@ class _Collator:
     def _encode_prompts(self, rows: list[dict], videos: list[Video], numbers: list[int]):
         """The rendered and the encoded prompt of each row, and the model's inputs for the videos."""
         texts = [self._prompt_text(row) for row in rows]
-        prompts, video_inputs = self.processor.encode_prompts(
-            [text for text, _ in texts],
-            [video.frames for video in videos],
-            numbers,
-            [video.timestamps_s for video in videos],
-            [video.duration_s for video in videos],
-        )
+        if is_cached(videos):
+            inputs = encode_cached_prompts(
+                self.processor, [text for text, _ in texts], videos, numbers, padding_side="right"
+            )
+            prompts, video_inputs = split_prompts(inputs)
+        else:
+            prompts, video_inputs = self.processor.encode_prompts(
+                [text for text, _ in texts],
+                [video.frames for video in videos],
+                numbers,
+                [video.timestamps_s for video in videos],
+                [video.duration_s for video in videos],
+            )
         return list(zip(texts, prompts, strict=True)), video_inputs
 
     def _sequence(
@@ -140,7 +161,7 @@ class _Collator:
         if self.max_length is not None and length > self.max_length:
             raise RowError(
                 f"row {row.get('id')!r}: {length} tokens ({len(prompt_ids)} in the prompt with "
-                f"{0 if video is None else len(video.frames)} frames, {len(response_ids)} in the response) exceed "
+                f"{0 if video is None else video.num_frames} frames, {len(response_ids)} in the response) exceed "
                 f"max_length={self.max_length}. Nothing is truncated: raise max_length, or lower the processor's fps "
                 "or max_frames."
             )
@@ -334,14 +355,20 @@ class PromptCollator(_Collator):
     def __call__(self, rows: list[dict]) -> dict:
         videos, numbers = self._read_videos(rows)
         rendered = [self._prompt_text(row) for row in rows]
-        inputs = self.processor(
-            text=[text for text, _ in rendered],
-            videos=[video.frames for video in videos],
-            video_index=numbers,
-            questions=[_question(messages) for _, messages in rendered],
-            timestamps_s=[video.timestamps_s for video in videos],
-            duration_s=[video.duration_s for video in videos],
-        )
+        texts, questions = [text for text, _ in rendered], [_question(messages) for _, messages in rendered]
+        if is_cached(videos):
+            inputs = encode_cached_prompts(self.processor, texts, videos, numbers)
+            if self.processor.qformer_tokenizer is not None:
+                inputs.update(self.processor.encode_questions(questions))
+        else:
+            inputs = self.processor(
+                text=texts,
+                videos=[video.frames for video in videos],
+                video_index=numbers,
+                questions=questions,
+                timestamps_s=[video.timestamps_s for video in videos],
+                duration_s=[video.duration_s for video in videos],
+            )
         inputs.update(
             self._prompt_evidence(rows, [videos[number] if number >= 0 else None for number in numbers], inputs)
         )

@@ -2,13 +2,15 @@
 """Answers of a model to rows, whatever kind of model it is."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
 
 from ..data.chat_inputs import DEFAULT_FPS, DEFAULT_MAX_FRAMES
+from ..data.feature_cache import CachedVideo, FeatureCache
+from ..data.feature_key import feature_key
 from ..data.frame_cache import FrameCache
 from ..data.schema import coerce_videos, video_key
 from ..video import VideoError
@@ -35,7 +37,7 @@ class Answering:
             A D2VLM, or a model that writes times as text.
         processor ([`~transformers.ProcessorMixin`]):
             Its processor.
-        fps, max_frames, size, batch_size, max_new_tokens, on_bad_sample, frame_cache_dir:
+        fps, max_frames, num_frames, size, feature_cache, batch_size, max_new_tokens, on_bad_sample, frame_cache_dir:
             As in [`evaluate_model`].
     """
 
@@ -43,7 +45,9 @@ class Answering:
     processor: ProcessorMixin
     fps: float | None = None
     max_frames: int | None = None
+    num_frames: int | None = None
     size: int | None = None
+    feature_cache: str | os.PathLike | None = None
     batch_size: int = 16
     max_new_tokens: int = 256
     on_bad_sample: OnBadSample = "raise"
@@ -53,31 +57,33 @@ class Answering:
         if self.on_bad_sample not in ("raise", "skip"):
             raise ValueError(f"on_bad_sample is {self.on_bad_sample!r}; it must be 'raise' or 'skip'")
         self.has_evidence = has_evidence(self.model.config)
-        self.num_frames = None
+        self._features = None
+        if self.num_frames is not None and (self.fps is not None or self.max_frames is not None):
+            raise ValueError("give either `num_frames`, or `fps` and `max_frames`")
         if self.has_evidence:
             if self.size is not None:
                 raise ValueError("the size of a D2VLM's frames is that of its vision tower; leave `size` out")
             self.size = self.processor.image_size
             if self.fps is None and self.max_frames is None:
-                self.num_frames = self.processor.num_frames
+                self.num_frames = self.num_frames or self.processor.num_frames
             if self.num_frames is None:
                 self.fps = self.fps or self.processor.fps or DEFAULT_FPS
                 self.max_frames = self.max_frames or self.processor.max_frames
-        else:
+        elif self.num_frames is None:
             self.fps = self.fps or DEFAULT_FPS
             self.max_frames = self.max_frames or DEFAULT_MAX_FRAMES
 
     def settings(self) -> dict[str, Any]:
         """What of this decides the answers."""
         sampling = {"fps": self.fps, "max_frames": self.max_frames, "size": self.size, "decoder": "pyav"}
+        if self.num_frames is not None:
+            sampling["num_frames"] = self.num_frames
         settings = {
             "sampling": sampling,
             "decoding": {"do_sample": False, "max_new_tokens": self.max_new_tokens},
             "on_bad_sample": self.on_bad_sample,
         }
         if self.has_evidence:
-            if self.num_frames is not None:
-                sampling["num_frames"] = self.num_frames
             sampling |= {"center_crop": self.processor.center_crop, "time_rule": self.processor.time_rule}
             settings["salience_threshold"] = self.model.config.salience_threshold
             settings["interval_ties"] = self.model.config.interval_ties
@@ -113,8 +119,18 @@ class Answering:
     def _answer(self, rows: Sequence[dict[str, Any]], progress: bool) -> list[SavedAnswer]:
         common = {"batch_size": self.batch_size, "max_new_tokens": self.max_new_tokens, "progress": progress}
         if not self.has_evidence:
+            read_video = self._cached() if self.feature_cache is not None else None
+            if read_video is None and self.num_frames is not None:
+                read_video = FrameCache(None, num_frames=self.num_frames, size=None)
             given = generate_texts(
-                self.model, self.processor, rows, fps=self.fps, max_frames=self.max_frames, size=self.size, **common
+                self.model,
+                self.processor,
+                rows,
+                fps=self.fps,
+                max_frames=self.max_frames,
+                size=self.size,
+                read_video=read_video,
+                **common,
             )
             return [
                 SavedAnswer(
@@ -129,7 +145,8 @@ class Answering:
                 )
                 for row, answer in zip(rows, given, strict=True)
             ]
-        given = generate_answers(self.model, self.processor, rows, read_video=self._reader(), **common)
+        read_video = self._cached() if self.feature_cache is not None else self._reader()
+        given = generate_answers(self.model, self.processor, rows, read_video=read_video, **common)
         return [
             SavedAnswer(
                 row["id"],
@@ -146,14 +163,24 @@ class Answering:
         ]
 
     def _reader(self) -> FrameCache:
+        return self._frames(self.size if self.has_evidence else self.size or 224)
+
+    def _frames(self, size: int | None) -> FrameCache:
         return FrameCache(
             self.frame_cache_dir,
             fps=self.fps,
             num_frames=self.num_frames,
-            size=self.size if self.has_evidence else self.size or 224,
+            size=size,
             max_frames=self.max_frames,
             center_crop=self.has_evidence and self.processor.center_crop,
         )
+
+    def _cached(self) -> Callable[[dict], CachedVideo]:
+        """Reads features; opened once, as the key is a hash of the weights of the vision tower."""
+        if self._features is None:
+            key = feature_key(self.model, self.processor, self._frames(self.size).sampling)
+            self._features = FeatureCache.open(self.feature_cache, key)
+        return self._features.get
 
     def _unreadable(self, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
         """Ids of rows whose video cannot be read, and why."""

@@ -44,7 +44,9 @@ def evaluate_model(
     prompts: Mapping[str, str] | None = None,
     fps: float | None = None,
     max_frames: int | None = None,
+    num_frames: int | None = None,
     size: int | None = None,
+    feature_cache: str | os.PathLike | None = None,
     batch_size: int = 16,
     max_new_tokens: int = 256,
     scorer: str | None = None,
@@ -89,8 +91,13 @@ def evaluate_model(
             Frames per second of video. Defaults to the processor's (D2VLM), else to 1.
         max_frames (`int`, *optional*):
             Longer videos are sampled more thinly. Defaults to the processor's (D2VLM), else to 128.
+        num_frames (`int`, *optional*):
+            Exactly this many frames of every video, instead of `fps` and `max_frames`. Defaults to the processor's.
         size (`int`, *optional*):
             Shorter side in pixels to which a stock model's frames are shrunk; theirs by default.
+        feature_cache (`str` or `os.PathLike`, *optional*):
+            Folder of `trl-temporal cache build`: features of the vision tower, made with the same sampling, instead
+            of videos.
         batch_size (`int`, *optional*, defaults to `16`):
             Rows generated at once by a process.
         max_new_tokens (`int`, *optional*, defaults to `256`):
@@ -157,7 +164,9 @@ def evaluate_model(
         processor,
         fps=fps,
         max_frames=max_frames,
+        num_frames=num_frames,
         size=size,
+        feature_cache=feature_cache,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         on_bad_sample=on_bad_sample,

@@ -17,11 +17,14 @@ from transformers import BatchFeature
 from ..data.chat_inputs import (
     DEFAULT_FPS,
     DEFAULT_MAX_FRAMES,
+    encode_cached_chats,
     encode_prompts,
     read_videos,
     takes_any_length,
     time_ids_per_second,
 )
+from ..data.feature_cache import is_cached
+from ..models.d2vlm.modeling_d2vlm_backbone import features_of_rows, mm_encoder_outputs
 from ..video import Video, load_row_video, probe_video
 from .generation import read_ahead
 
@@ -96,8 +99,8 @@ def generate_texts(
         do_sample (`bool`, *optional*, defaults to `False`):
             Whether to sample.
         read_video (`Callable`, *optional*):
-            Reader of the entries of `videos`, such as a [`~trl_temporal.data.frame_cache.FrameCache`]; `fps`,
-            `max_frames` and `size` are not used then.
+            Reader of the entries of `videos`, such as a [`~trl_temporal.data.frame_cache.FrameCache`], or `get` of a
+            [`~trl_temporal.data.feature_cache.FeatureCache`]; `fps`, `max_frames` and `size` are not used then.
         progress (`bool`, *optional*, defaults to `True`):
             Whether to show a progress bar.
         generation_kwargs:
@@ -134,10 +137,13 @@ def generate_texts(
         for chunk, videos in tqdm(chunks, total=-(-len(rows) // batch_size), desc="Generating", disable=not progress):
             texts = [""] * len(chunk)
             for numbers in _batches(videos, any_length):
-                prompts = encode_prompts(
-                    processor, [chunk[i] for i in numbers], [videos[i] for i in numbers], per_second
-                )
-                inputs = _to_model(prompts.inputs, model)
+                shown = [videos[i] for i in numbers]
+                if is_cached(shown):
+                    prompts = encode_cached_chats(processor, [chunk[i] for i in numbers], shown)
+                    inputs = _with_features(_to_model(prompts.inputs, model), model)
+                else:
+                    prompts = encode_prompts(processor, [chunk[i] for i in numbers], shown, per_second)
+                    inputs = _to_model(prompts.inputs, model)
                 output = model.generate(
                     **inputs, max_new_tokens=max_new_tokens, do_sample=do_sample, **generation_kwargs
                 )
@@ -167,8 +173,23 @@ def _frame_size(entry: str | dict, size: int | None) -> tuple[int, int] | None:
 
 def _batches(videos: list[Video | None], any_length: bool) -> list[list[int]]:
     """Numbers of the rows that the processor takes together: all of them, or those with equally many frames."""
-    lengths = [0 if any_length or video is None else len(video.frames) for video in videos]
+    any_length = any_length or is_cached(videos)
+    lengths = [0 if any_length or video is None else video.num_frames for video in videos]
     return [[i for i, other in enumerate(lengths) if other == length] for length in dict.fromkeys(lengths)]
+
+
+def _with_features(inputs: dict[str, torch.Tensor], model) -> dict:
+    """Inputs of rows with the features of their videos, as `generate` takes them."""
+    features, counts, video_index = (
+        inputs.pop(name) for name in ("video_features", "num_video_features", "video_index")
+    )
+    del inputs["num_frames"]
+    shown = video_index[video_index >= 0]
+    for name in ("video_grid_thw", "second_per_grid_ts"):
+        if name in inputs:
+            inputs[name] = inputs[name][shown]
+    of_rows = features_of_rows(features, counts, video_index)
+    return {**inputs, "mm_encoder_outputs": mm_encoder_outputs(model.base_model, of_rows)}
 
 
 def _to_model(inputs: BatchFeature, model) -> dict[str, torch.Tensor]:

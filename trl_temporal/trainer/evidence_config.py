@@ -89,6 +89,12 @@ class EvidenceConfigMixin:
         default=None,
         metadata={"help": "Folder of the decoded frames. Defaults to `trl_temporal/frames` in the HF cache."},
     )
+    feature_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of `trl-temporal cache build`: features of a frozen vision tower instead of videos."
+        },
+    )
     group_by_video: bool = field(
         default=True,
         metadata={"help": "Shuffle videos instead of rows, so that rows that share a video meet in a batch."},

@@ -13,6 +13,8 @@ from transformers.trainer_utils import get_last_checkpoint, has_length
 
 from ..data.chat_collator import ChatCollator, ChatPreferenceCollator
 from ..data.chat_inputs import DEFAULT_FPS, DEFAULT_MAX_FRAMES, time_ids_per_second
+from ..data.feature_cache import FeatureCache, FeatureCacheError
+from ..data.feature_key import feature_key
 from ..data.frame_cache import FrameCache, processor_sampling
 from ..data.sampler import VideoGroupSampler
 from ..data.scan import apply_manifest
@@ -172,6 +174,26 @@ class EvidenceTrainerMixin:
             self.data_collator.videos_once = model.config.model_type in BACKBONES
             self.data_collator.time_ids_per_second = time_ids_per_second(self.data_collator.processor, model)
 
+    def _open_feature_cache(self) -> None:
+        """Has the collator read features, if the cache holds those of this model and of all rows."""
+        if self.args.feature_cache is None:
+            return
+        model = self._base_model()
+        key = feature_key(model, self.data_collator.processor, self.read_video.sampling)
+        cache = FeatureCache.open(self.args.feature_cache, key)
+        cache.check_frozen(model)
+        dataset = self.train_dataset
+        if not isinstance(dataset, datasets.IterableDataset) and "videos" in dataset.column_names:
+            for index, cell in enumerate(dataset.select_columns(["videos"])["videos"]):
+                entry = next(iter(coerce_videos(cell)), None)
+                if entry is not None and not cache.is_known(entry) and entry not in cache:
+                    raise FeatureCacheError(
+                        f"row {index} of the train dataset: its video {entry} is not among the {len(cache)} of the "
+                        f"feature cache {self.args.feature_cache}. Run `trl-temporal cache build` again with these "
+                        "rows, which adds what is missing."
+                    )
+        self.data_collator.read_video = cache.get
+
     def _freeze_vision_tower(self) -> None:
         # PEFT has frozen it already, but for the adapters that the user put into it.
         if self.args.freeze_vision_tower and not isinstance(self.model, PeftModel):
@@ -199,8 +221,9 @@ class EvidenceTrainerMixin:
         validate_dataset(dataset, self._row_kind)
         if args.video_manifest is not None and "videos" in dataset.column_names:
             return apply_manifest(dataset, args.video_manifest)
-        if not args.cache_frames or "videos" not in dataset.column_names:
-            return dataset  # to decode only to look would double the work: a bad video is met in training
+        if not args.cache_frames or args.feature_cache is not None or "videos" not in dataset.column_names:
+            # To decode only to look would double the work: a bad video is met in training, or was in the cache's.
+            return dataset
         for index, error in find_bad_videos(dataset, self.read_video, self._progress(args, name)):
             raise type(error)(
                 f"row {dataset[index].get('id', index)!r} of the {name} dataset: {error} Or set "

@@ -11,7 +11,7 @@ from ..models.d2vlm.modeling_d2vlm import STAGE_EVIDENCE
 from .evidence_mixin import EvidenceTrainerMixin, frame_cache, hide_images, is_d2vlm
 from .evidence_sft_config import EvidenceSFTConfig
 from .fused_forward import EvidenceFusedOutput, add_evidence_head, add_text_head
-from .shared_videos import SharedVideos
+from .shared_videos import SharedVideos, video_parameters
 
 
 class EvidenceSFTTrainer(EvidenceTrainerMixin, SFTTrainer):
@@ -101,9 +101,11 @@ class EvidenceSFTTrainer(EvidenceTrainerMixin, SFTTrainer):
         self._outputs: list[EvidenceFusedOutput] = []
         self._freeze_vision_tower()
         self._tell_collator()
+        self._open_feature_cache()
+        trained = any(parameter.requires_grad for parameter in video_parameters(self._base_model()).values())
         shared = {
             "prefix_sharing": False,
-            "videos": SharedVideos(frozen=False),
+            "videos": SharedVideos(trained=trained, kept=False),
             "on_output": self._outputs.append,
         }
         if self._has_evidence:
@@ -149,4 +151,9 @@ class EvidenceSFTTrainer(EvidenceTrainerMixin, SFTTrainer):
 def load_processor(model, args):
     """The processor is needed before TRL's `__init__` would load it: its sampling decides how videos are read."""
     name = model if isinstance(model, str) else model.config._name_or_path
+    if not name:
+        raise ValueError(
+            "The model was not loaded from a folder or the Hub, so its processor is not known: pass "
+            "`processing_class`, for one of `from_backbone` that of `D2VLMBackboneProcessor.from_backbone`."
+        )
     return AutoProcessor.from_pretrained(name, trust_remote_code=args.trust_remote_code)

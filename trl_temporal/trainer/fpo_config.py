@@ -89,6 +89,9 @@ class FPOConfig(EvidenceConfigMixin, DPOConfig):
             Keep decoded frames on disk, so that no video is decoded twice.
         frame_cache_dir (`str`, *optional*):
             Folder of the decoded frames. Defaults to `trl_temporal/frames` in the Hugging Face cache.
+        feature_cache (`str`, *optional*):
+            Folder of `trl-temporal cache build`. Videos are then neither decoded nor encoded; it is an error if the
+            vision tower is trained, or if the features are of another model, processor or sampling.
         group_by_video (`bool`, *optional*, defaults to `True`):
             Shuffle videos instead of rows, so that rows that share a video meet in a batch and it is encoded once.
         video_backend (`str`, *optional*, defaults to `"pyav"`):

@@ -119,6 +119,7 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
         )
         self._tell_collator()
         self._install_evidence_head()
+        self._open_feature_cache()
 
     def _install_evidence_head(self) -> None:
         """Once, as soon as TRL's fused head is in place: before reference log-probabilities are precomputed."""
@@ -130,7 +131,13 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
         if self.ref_model is not None:
             models.append(self.accelerator.unwrap_model(self.ref_model))
         trained = any(parameter.requires_grad for parameter in video_parameters(models[0]).values())
-        self._videos = SharedVideos(frozen=not trained and same_video_parameters(models[0], models[-1]))
+        kept = not trained and same_video_parameters(models[0], models[-1])
+        self._videos = SharedVideos(trained=trained, kept=kept)
+        if self.args.feature_cache is not None and not same_video_parameters(models[0], models[-1]):
+            raise ValueError(
+                "`feature_cache` holds the features of one vision tower, and the reference model has another. Train "
+                "without it, or with a reference that shares the tower."
+            )
         shared = {
             "prefix_sharing": self._shares_prefix(models[0]),
             "videos": self._videos,

@@ -25,7 +25,7 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from ..data.collator import SPAN_UNIT
 from ..losses import grounding_log_prob, soft_targets
-from ..models.d2vlm.configuration_d2vlm import BACKBONES, backbone_traits
+from ..models.d2vlm.configuration_d2vlm import BACKBONES, sparse_attention
 from ..models.d2vlm.modeling_d2vlm import D2VLMModelOutput, _positions_of, build_attention_mask
 from ..models.d2vlm.modeling_d2vlm_backbone import backbone_positions, features_of_rows, mm_encoder_outputs
 from .pairs import Pairs
@@ -205,12 +205,11 @@ def sharing_obstacle(model: PreTrainedModel) -> str | None:
     attention = model.config.get_text_config()._attn_implementation
     if attention not in ("sdpa", "eager"):
         return f"{attention!r} attention takes no 4-D mask; 'sdpa' and 'eager' do"
-    if model.config.model_type == "d2vlm":
-        return None
-    try:
-        backbone_traits(model.config)
-    except ValueError as error:
-        return str(error)
+    if model.config.model_type not in (*BACKBONES, "d2vlm"):
+        return f"{model.config.model_type!r} is not among the families it is known of: {', '.join(sorted(BACKBONES))}"
+    layers = sparse_attention(model.config)
+    if layers is not None:
+        return f"the language model has other layers than full attention ({layers}), which take no mask of their own"
     return None
 
 

@@ -4,6 +4,7 @@
 import torch
 from transformers import PreTrainedModel
 
+from ..data.feature_key import vision_tensors
 from ..models.d2vlm.configuration_d2vlm import BACKBONES
 from ..models.d2vlm.modeling_d2vlm import D2VLMModel
 from ..models.d2vlm.modeling_d2vlm_backbone import encode_videos
@@ -31,25 +32,19 @@ def video_parameters(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
 
     Args:
         model (`PreTrainedModel`):
-            Model with a head, not a `PeftModel`.
+            Model with or without its head, not a `PeftModel`.
 
     Returns:
-        `dict`: by name within the base model. Of the paper's D2VLM those of the vision tower; the Q-Former, which
-        reads the question too, is not among them. Of a model of transformers all but its decoder: towers whose
-        projector stands apart and those that have it within are treated alike.
+        `dict`: by name, see [`~trl_temporal.data.feature_key.vision_tensors`]. Of a family that is not known, those of
+        the vision tower.
 
     Raises:
         ValueError: if the model has no vision tower.
     """
-    base = model.base_model
-    if isinstance(base, D2VLMModel) and not base.has_backbone:
-        return {f"vision_tower.{name}": value for name, value in base.vision_tower.named_parameters()}
     if model.config.model_type not in (*BACKBONES, "d2vlm"):
-        return dict(vision_tower(model).named_parameters(prefix="vision_tower"))
-    backbone = base.backbone if isinstance(base, D2VLMModel) else base
-    vision_tower(backbone)
-    of_text = {id(parameter) for parameter in backbone.get_decoder().parameters()}
-    return {name: value for name, value in backbone.named_parameters() if id(value) not in of_text}
+        return dict(vision_tower(model).named_parameters())
+    tensors = vision_tensors(model)
+    return {name: value for name, value in tensors.items() if isinstance(value, torch.nn.Parameter)}
 
 
 def same_video_parameters(first: PreTrainedModel, second: PreTrainedModel) -> bool:
@@ -63,13 +58,15 @@ class SharedVideos:
     Features of the videos of a batch.
 
     Args:
-        frozen (`bool`):
-            Whether all models that ask make the same features, now and after a step; those of the last batch are then
-            kept until [`SharedVideos.clear`].
+        trained (`bool`):
+            Whether any of [`video_parameters`] is trained.
+        kept (`bool`):
+            Whether all models that ask make the same features: those of the last batch are then kept until
+            [`SharedVideos.clear`].
     """
 
-    def __init__(self, frozen: bool):
-        self.frozen = frozen
+    def __init__(self, trained: bool, kept: bool):
+        self.trained, self.kept = trained, kept
         self.clear()
 
     def clear(self) -> None:
@@ -97,11 +94,14 @@ class SharedVideos:
         pixels = next(value for name, value in inputs.items() if name.startswith("pixel_values"))
         if self.has(inputs):
             return self._features
-        if isinstance(base, D2VLMModel):
-            videos = {name: value for name, value in inputs.items() if name.startswith(("pixel_", "video_grid"))}
-            features = base.encode_videos(inputs["frame_mask"], **videos)
-        else:
-            features = encode_videos(base, inputs, inputs["num_frames"])
-        if self.frozen:
+        # With gradient checkpointing and LoRA, transformers has the patches of some towers require gradients, and a
+        # frozen tower would be kept for a backward pass that changes nothing.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trained):
+            if isinstance(base, D2VLMModel):
+                videos = {name: value for name, value in inputs.items() if name.startswith(("pixel_", "video_grid"))}
+                features = base.encode_videos(inputs["frame_mask"], **videos)
+            else:
+                features = encode_videos(base, inputs, inputs["num_frames"])
+        if self.kept:
             self._pixels, self._features = pixels, features
         return features

@@ -53,7 +53,7 @@ BACKBONES = {
 
 def backbone_traits(config: PreTrainedConfig) -> BackboneTraits:
     r"""
-    The traits of a backbone, if it can carry evidence tokens and share prompts.
+    The traits of a backbone.
 
     Args:
         config (`PreTrainedConfig`):
@@ -63,7 +63,7 @@ def backbone_traits(config: PreTrainedConfig) -> BackboneTraits:
         [`BackboneTraits`]
 
     Raises:
-        ValueError: if the family is unknown, the model is quantized, or its attention has a sliding window.
+        ValueError: if the family is unknown.
 
     Example:
 
@@ -79,20 +79,43 @@ def backbone_traits(config: PreTrainedConfig) -> BackboneTraits:
             f"through `mm_encoder_outputs`: {', '.join(sorted(BACKBONES))}. Start from one of these, or see "
             "docs/backbones.md on how to add one."
         )
+    return BACKBONES[config.model_type]
+
+
+def sparse_attention(config: PreTrainedConfig) -> str | None:
+    """Which layers of a language model do not see the whole sequence; `None` if all do."""
+    text_config = config.get_text_config().to_dict()
+    others = set(text_config.get("layer_types") or []) - {"full_attention"}
+    if others:
+        return ", ".join(sorted(others))
+    has_window = text_config.get("sliding_window") and text_config.get("use_sliding_window", True)
+    return "sliding_attention" if has_window else None
+
+
+def check_backbone(config: PreTrainedConfig) -> None:
+    """
+    Refuses a backbone that cannot carry evidence tokens.
+
+    Args:
+        config (`PreTrainedConfig`):
+            Configuration of a video model of transformers.
+
+    Raises:
+        ValueError: if the family is unknown, the model is quantized, or its attention has a sliding window.
+    """
+    backbone_traits(config)
     if config.to_dict().get("quantization_config") is not None:
         raise ValueError(
             "The backbone is quantized. The evidence rows of its embedding are trained and saved in full precision "
             "under names of their own, which quantized weights do not survive: load it unquantized, with a LoRA."
         )
-    text_config = config.get_text_config().to_dict()
-    layer_types = set(text_config.get("layer_types") or []) - {"full_attention"}
-    if layer_types or (text_config.get("sliding_window") and text_config.get("use_sliding_window", True)):
+    layers = sparse_attention(config)
+    if layers is not None:
         raise ValueError(
-            f"The language model has other layers than full attention ({', '.join(sorted(layer_types)) or 'window'}): "
-            "they neither see the whole video nor take the mask of a shared prompt. Set `use_sliding_window=False` if "
-            "the model was trained without the window, or use another backbone."
+            f"The language model has other layers than full attention ({layers}): they neither see the whole video "
+            "nor take the mask of a shared prompt. Set `use_sliding_window=False` if the model was trained without "
+            "the window, or use another backbone."
         )
-    return BACKBONES[config.model_type]
 
 
 class D2VLMConvStemConfig(PreTrainedConfig):
@@ -194,7 +217,7 @@ class D2VLMConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.backbone_config is not None:
             self.backbone_config = _as_config(self.backbone_config, default=None)
-            backbone_traits(self.backbone_config)
+            check_backbone(self.backbone_config)
             self.text_config = self.backbone_config.get_text_config()
             self.vision_config = self.qformer_config = None
         else:
@@ -243,4 +266,12 @@ def _as_config(value: dict | PreTrainedConfig | None, default: str | None) -> Pr
     return CONFIG_MAPPING[model_type](**value)
 
 
-__all__ = ["BACKBONES", "BackboneTraits", "D2VLMConfig", "D2VLMConvStemConfig", "backbone_traits"]
+__all__ = [
+    "BACKBONES",
+    "BackboneTraits",
+    "D2VLMConfig",
+    "D2VLMConvStemConfig",
+    "backbone_traits",
+    "check_backbone",
+    "sparse_attention",
+]

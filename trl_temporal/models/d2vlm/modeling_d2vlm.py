@@ -25,8 +25,14 @@ from transformers import (
 from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.modeling_outputs import ModelOutput
 
-from .configuration_d2vlm import D2VLMConfig, D2VLMConvStemConfig, backbone_traits
-from .modeling_d2vlm_backbone import backbone_positions, encode_videos, features_of_rows, mm_encoder_outputs
+from .configuration_d2vlm import D2VLMConfig, D2VLMConvStemConfig, backbone_traits, check_backbone
+from .modeling_d2vlm_backbone import (
+    backbone_positions,
+    encode_videos,
+    features_of_rows,
+    mm_encoder_outputs,
+    video_input_names,
+)
 from .processing_d2vlm import D2VLMBackboneProcessor
 
 # What `evidence_stage` says of an `<evi>` token.
@@ -577,14 +583,13 @@ class D2VLMModel(D2VLMPreTrainedModel):
         video_inputs = {name: value for name, value in video_inputs.items() if value is not None}
         self._refuse_unknown(video_inputs)
         decoding = frame_states is not None
-        has_video = not decoding and (video_features is not None or len(video_inputs) > 0)
+        has_pixels = any(name.startswith("pixel_values") for name in video_inputs)
+        has_video = not decoding and (video_features is not None or has_pixels)
         if has_video:
             frame_mask, frames_of_rows, video_index = self._videos_of_rows(
                 input_ids, frame_mask, video_index, video_inputs
             )
             frame_index = self._frame_index(input_ids, frame_index, frames_of_rows)
-            if video_features is None:
-                video_features, num_video_features = self.encode_videos(frame_mask, **video_inputs)
         elif not decoding and bool((input_ids == self.config.video_token_id).any()):
             raise ValueError(
                 "Image features and image tokens do not match: the text has video tokens, but no video was passed. "
@@ -602,6 +607,8 @@ class D2VLMModel(D2VLMPreTrainedModel):
             rope_deltas,
             video_inputs,
         )
+        if has_video and video_features is None:
+            video_features, num_video_features = self.encode_videos(frame_mask, **video_inputs)
 
         layer_inputs = {}  # what the decoder of a backbone takes beside the embeddings
         if decoding:
@@ -681,9 +688,7 @@ class D2VLMModel(D2VLMPreTrainedModel):
         return output
 
     def _refuse_unknown(self, video_inputs: dict) -> None:
-        known = {"pixel_values_videos"}
-        if self.has_backbone:
-            known = set(inspect.signature(self.backbone.forward).parameters)
+        known = video_input_names(self.backbone) if self.has_backbone else {"pixel_values_videos"}
         unknown = set(video_inputs) - known
         if unknown:
             raise TypeError(
@@ -880,6 +885,28 @@ PROMPT_INPUTS = (
 )
 
 
+def _check_backbone(backbone: PreTrainedModel, processor: D2VLMBackboneProcessor) -> None:
+    """Whether it is a model with a plain head that can carry evidence tokens, whose processor this is."""
+    check_backbone(backbone.config)
+    traits, head = backbone_traits(backbone.config), backbone.get_output_embeddings()
+    if not isinstance(backbone, PreTrainedModel):
+        raise ValueError(
+            f"The backbone is a {type(backbone).__name__}, not a model of transformers. Merge an adapter into its "
+            "model first, with `merge_and_unload`."
+        )
+    if type(head) is not nn.Linear or head.bias is not None:
+        raise ValueError(
+            f"The language-model head of {type(backbone).__name__} is no linear layer without bias, so it would not "
+            "be saved as it is. Pass a model as of `AutoModelForImageTextToText`."
+        )
+    config = backbone.config
+    if processor.video_token_id != (config.image_token_id if traits.modality == "image" else config.video_token_id):
+        raise ValueError(
+            f"The processor is of another model than the backbone, {type(backbone).__name__}: their video tokens "
+            "differ. Make it with `D2VLMBackboneProcessor.from_backbone` from the backbone's own."
+        )
+
+
 def _give_rows(backbone: PreTrainedModel, processor: D2VLMBackboneProcessor) -> None:
     """Rows for the evidence tokens in both embeddings: about the mean of the others, which is a token like any."""
     ids = [processor.evidence_token_id, processor.evidence_end_token_id]
@@ -888,9 +915,9 @@ def _give_rows(backbone: PreTrainedModel, processor: D2VLMBackboneProcessor) -> 
         backbone.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
     embedding, head = backbone.get_input_embeddings(), backbone.get_output_embeddings()
     with torch.no_grad():
-        for weight in {embedding.weight, head.weight}:
+        for weight in dict.fromkeys([embedding.weight, head.weight]):  # once where they are tied
             known = weight[:num_known].float()
-            noise = torch.randn(len(ids), known.shape[1], device=known.device) * known.std(0)
+            noise = torch.randn(len(ids), known.shape[1], device="cpu").to(known.device) * known.std(0)
             weight[ids] = (known.mean(0) + 0.1 * noise).to(weight.dtype)
 
 
@@ -968,13 +995,17 @@ class D2VLMForConditionalGeneration(D2VLMPreTrainedModel, GenerationMixin):
         ... )  # doctest: +SKIP
         ```
         """
-        if processor is None and not isinstance(backbone, str | os.PathLike):
-            raise ValueError("Pass `processor` too, as of `D2VLMBackboneProcessor.from_backbone`.")
-        processor = processor or D2VLMBackboneProcessor.from_backbone(backbone)
-        if isinstance(backbone, str | os.PathLike):
+        is_name = isinstance(backbone, str | os.PathLike)
+        if processor is None and is_name:
+            processor = D2VLMBackboneProcessor.from_backbone(backbone)
+        if not isinstance(processor, D2VLMBackboneProcessor):
+            raise ValueError(
+                f"`processor` is a {type(processor).__name__}: pass the one with the evidence tokens, which "
+                "`D2VLMBackboneProcessor.from_backbone` makes."
+            )
+        if is_name:
             backbone = AutoModelForImageTextToText.from_pretrained(backbone, **kwargs)
-        backbone_traits(backbone.config)
-        _give_rows(backbone, processor)
+        _check_backbone(backbone, processor)
         embedding, head = backbone.get_input_embeddings(), backbone.get_output_embeddings()
         config = cls.config_class(
             backbone_config=backbone.config,
@@ -986,14 +1017,20 @@ class D2VLMForConditionalGeneration(D2VLMPreTrainedModel, GenerationMixin):
             salience_threshold=salience_threshold,
             tie_word_embeddings=head.weight is embedding.weight,
         )
-        with torch.device("meta"):  # all but the evidence heads is there already
-            model = cls._from_config(config, dtype=embedding.weight.dtype)
-        model.model.backbone, model.lm_head = backbone.model, head
-        for evidence_head in (model.model.evi_head, model.model.frame_head):
-            evidence_head.to_empty(device=embedding.weight.device)
-            for module in evidence_head.modules():
-                module._is_hf_initialized = False
-            evidence_head.apply(model._init_weights)
+        # What is new is drawn the same every time: an adapter must meet what it was trained beside.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            _give_rows(backbone, processor)
+            embedding, head = backbone.get_input_embeddings(), backbone.get_output_embeddings()
+            with torch.device("meta"):  # all but the evidence heads is there already
+                model = cls._from_config(config, dtype=embedding.weight.dtype)
+            model.model.backbone, model.lm_head = backbone.model, head
+            for evidence_head in (model.model.evi_head, model.model.frame_head):
+                evidence_head.to_empty(device="cpu")
+                for module in evidence_head.modules():
+                    module._is_hf_initialized = False
+                evidence_head.apply(model._init_weights)
+                evidence_head.to(embedding.weight.device)
         model.generation_config = backbone.generation_config
         return model.eval()
 

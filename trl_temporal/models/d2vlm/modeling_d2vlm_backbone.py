@@ -31,6 +31,34 @@ class EncoderOutput(ModelOutput):
     deepstack_features: list[list[torch.Tensor]] | None = None
 
 
+def _encoder(backbone: PreTrainedModel):
+    image = backbone_traits(backbone.config).modality == "image"
+    return backbone.get_image_features if image else backbone.get_video_features
+
+
+def _grid_names(backbone: PreTrainedModel) -> list[str]:
+    """Inputs that positions of videos are made of."""
+    if not backbone_traits(backbone.config).mrope:
+        return []
+    known = inspect.signature(backbone.get_rope_index).parameters
+    return [name for name in ("video_grid_thw", "second_per_grid_ts") if name in known]
+
+
+def video_input_names(backbone: PreTrainedModel) -> set[str]:
+    r"""
+    Inputs that features and positions of videos are made of.
+
+    Args:
+        backbone (`PreTrainedModel`):
+            Base model of a family in `BACKBONES`.
+
+    Returns:
+        `set[str]`: of what its processor makes, what is read.
+    """
+    parameters = inspect.signature(_encoder(backbone)).parameters.values()
+    return {each.name for each in parameters if each.kind != each.VAR_KEYWORD} | set(_grid_names(backbone))
+
+
 def encode_videos(
     backbone: PreTrainedModel, inputs: dict[str, torch.Tensor], num_frames: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,8 +76,7 @@ def encode_videos(
     Returns:
         Features of shape `(1 + D, N, H)`, video after video, and the number of tokens of each, `(videos,)`.
     """
-    image = backbone_traits(backbone.config).modality == "image"
-    encode = backbone.get_image_features if image else backbone.get_video_features
+    encode = _encoder(backbone)
     known = inspect.signature(encode).parameters
     output = encode(**{name: value for name, value in inputs.items() if name in known}, return_dict=True)
     pooled = output.pooler_output
@@ -104,7 +131,15 @@ def mm_encoder_outputs(backbone: PreTrainedModel, features: torch.Tensor) -> dic
 
     Returns:
         `dict`: the argument `mm_encoder_outputs` of one forward, which writes into it.
+
+    Raises:
+        ValueError: if the backbone does not take it.
     """
+    if "mm_encoder_outputs" not in inspect.signature(backbone.forward).parameters:
+        raise ValueError(
+            f"{type(backbone).__name__} does not take `mm_encoder_outputs`, so the features of a video cannot be "
+            "passed to it: it would answer blind. Use another backbone."
+        )
     traits = backbone_traits(backbone.config)
     first = features[0]
     output = EncoderOutput(
@@ -140,18 +175,29 @@ def backbone_positions(
     Returns:
         Positions of shape `(rows, L)`, or `(3, rows, L)` with three planes; then also by how much the position of a
         token that follows differs from its number, `(rows, 1)`.
+
+    Raises:
+        ValueError: if what the positions are made of is missing.
     """
     if not backbone_traits(backbone.config).mrope:
         return (attention_mask.long().cumsum(-1) - 1).clamp(min=0), None
     videos = {}
     if video_index is not None:
         shown = video_index[video_index >= 0]
-        known = inspect.signature(backbone.get_rope_index).parameters
-        names = ("video_grid_thw", "second_per_grid_ts")
-        videos = {name: inputs[name][shown] for name in names if name in known and name in inputs}
+        missing = [name for name in _grid_names(backbone) if name not in inputs]
+        if missing:
+            raise ValueError(f"`{missing[0]}` is missing: the processor of the model makes it.")
+        videos = {name: inputs[name][shown] for name in _grid_names(backbone)}
     return backbone.get_rope_index(
         input_ids, mm_token_type_ids=2 * is_video.int(), attention_mask=attention_mask, **videos
     )
 
 
-__all__ = ["EncoderOutput", "backbone_positions", "encode_videos", "features_of_rows", "mm_encoder_outputs"]
+__all__ = [
+    "EncoderOutput",
+    "backbone_positions",
+    "encode_videos",
+    "features_of_rows",
+    "mm_encoder_outputs",
+    "video_input_names",
+]

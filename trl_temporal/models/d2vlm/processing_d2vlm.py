@@ -17,7 +17,7 @@ from transformers import AddedToken, AutoConfig, AutoProcessor, AutoTokenizer, B
 from transformers.models.auto.processing_auto import processor_class_from_name
 from transformers.video_utils import VideoMetadata
 
-from .configuration_d2vlm import backbone_traits
+from .configuration_d2vlm import backbone_traits, check_backbone
 
 # A processor of transformers knows times only as frame number / frame rate. Numbers in milliseconds, at a rate of
 # 1000, are the timestamps themselves, whatever the frame rate of the file does.
@@ -169,6 +169,42 @@ def clock_metadata(
         duration=duration_s,
         frames_indices=np.rint(timestamps_s * CLOCK_HZ).astype(int).tolist(),
     )
+
+
+def frames_per_step(processor: ProcessorMixin) -> int:
+    """Sampled frames that a model of transformers merges into one, by its processor."""
+    return processor.video_processor.to_dict().get("temporal_patch_size") or 1
+
+
+def video_arguments(
+    processor: ProcessorMixin,
+    videos: Sequence[np.ndarray],
+    timestamps_s: Sequence[Sequence[float]],
+    duration_s: Sequence[float],
+) -> dict:
+    r"""
+    How a processor of transformers is called with frames that were sampled already.
+
+    Args:
+        processor (`ProcessorMixin`):
+            The processor.
+        videos (`Sequence` of `(T, height, width, 3)` uint8 arrays):
+            Frames. A single one is shown twice where two are merged: Qwen3-VL refuses it, its predecessors repeat it.
+        timestamps_s, duration_s (`Sequence`):
+            Timestamps of the frames of each video, and its duration, in seconds.
+
+    Returns:
+        `dict`: keyword arguments; none without videos.
+    """
+    frames, metadata = [], []
+    for video, times, duration in zip(videos, timestamps_s, duration_s, strict=True):
+        video = np.array(video)  # a copy: cached frames are read-only
+        metadata.append(clock_metadata(times, duration, *video.shape[1:3]))
+        if len(video) < frames_per_step(processor):
+            video = np.repeat(video, 2, axis=0)
+            metadata[-1].frames_indices = metadata[-1].frames_indices * 2
+        frames.append(video)
+    return {"videos": frames, "video_metadata": metadata, "do_sample_frames": False} if frames else {}
 
 
 class D2VLMPrompt(NamedTuple):
@@ -572,9 +608,13 @@ class D2VLMBackboneProcessor(D2VLMProcessor):
         self.max_frames = max_frames
         self.num_frames = num_frames
         self.time_rule = time_rule
-        self.evidence_token_id, self.evidence_end_token_id = tokenizer.convert_tokens_to_ids(
-            [self.evidence_token, self.evidence_end_token]
-        )
+        ids = tokenizer.convert_tokens_to_ids([self.evidence_token, self.evidence_end_token])
+        if None in ids or tokenizer.unk_token_id in ids:
+            raise ValueError(
+                f"The tokenizer lacks {self.evidence_token} or {self.evidence_end_token}. Make the processor with "
+                "`D2VLMBackboneProcessor.from_backbone`, which adds them."
+            )
+        self.evidence_token_id, self.evidence_end_token_id = ids
 
     @classmethod
     def from_backbone(cls, backbone, fps: float = 1.0, max_frames: int | None = 128, **kwargs):
@@ -595,7 +635,7 @@ class D2VLMBackboneProcessor(D2VLMProcessor):
             [`D2VLMBackboneProcessor`]
 
         Raises:
-            ValueError: if the model cannot carry evidence tokens, see [`backbone_traits`].
+            ValueError: if the model cannot carry evidence tokens, see [`check_backbone`].
 
         Example:
 
@@ -605,8 +645,11 @@ class D2VLMBackboneProcessor(D2VLMProcessor):
         """
         config = kwargs.pop("config", None)
         if config is None:
+            if not isinstance(backbone, str | os.PathLike):
+                raise ValueError("Pass `config` too, the configuration of the model that the processor belongs to.")
             where = {name: kwargs[name] for name in ("revision", "token", "cache_dir") if name in kwargs}
             config = AutoConfig.from_pretrained(backbone, **where)
+        check_backbone(config)
         traits = backbone_traits(config)
         if isinstance(backbone, str | os.PathLike):
             backbone = AutoProcessor.from_pretrained(backbone, **kwargs)
@@ -625,7 +668,7 @@ class D2VLMBackboneProcessor(D2VLMProcessor):
             backbone_kwargs={name: settings[name] for name in sorted(arguments) if name in settings},
             video_token_id=config.image_token_id if traits.modality == "image" else config.video_token_id,
             tokens_behind=traits.tokens_behind,
-            frames_per_step=settings["video_processor"].get("temporal_patch_size") or 1,
+            frames_per_step=frames_per_step(backbone),
             fps=fps,
             max_frames=max_frames,
         )
@@ -687,24 +730,28 @@ class D2VLMBackboneProcessor(D2VLMProcessor):
                 "The model is told when each frame is: pass `timestamps_s` and `duration_s`, one entry per video. "
                 "Without them the backbone's processor would take 24 frames per second for granted."
             )
-        lengths = sorted({len(video) for video in videos})
+        self._check_index(video_index, len(texts), len(videos))
+        frames = [self._to_tensor(video, number).numpy() for number, video in enumerate(videos)]
+        counts = [len(video) for video in frames]
+        if frames and (counts != [len(times) for times in timestamps_s] or len(duration_s) != len(frames)):
+            raise ValueError(
+                f"The videos have {', '.join(map(str, counts))} frames, but `timestamps_s` has "
+                f"{', '.join(str(len(times)) for times in timestamps_s) or 'no'} entries and `duration_s` "
+                f"{len(duration_s)}. Pass a timestamp for every frame and a duration for every video."
+            )
+        lengths = sorted(set(counts))
         if len(lengths) > 1 and "video_grid_thw" not in self.backbone.model_input_names:
             raise ValueError(
                 f"{self.backbone_class} stacks the videos of a batch, which takes equally many frames, but these have "
                 f"{', '.join(map(str, lengths))}. Sample a fixed `num_frames` of every video, or one video a batch."
             )
         shown = [number for number in video_index if number >= 0]
-        video_kwargs = {}
-        if shown:
-            metadata = [
-                clock_metadata(timestamps_s[number], duration_s[number], *videos[number].shape[1:3])
-                for number in shown
-            ]
-            video_kwargs = {
-                "videos": [np.array(videos[number]) for number in shown],  # copies: cached frames are read-only
-                "video_metadata": metadata,
-                "do_sample_frames": False,
-            }
+        video_kwargs = video_arguments(
+            self.backbone,
+            [frames[number] for number in shown],
+            [timestamps_s[number] for number in shown],
+            [duration_s[number] for number in shown],
+        )
         data = self.backbone(
             text=texts,
             padding=padding,
@@ -717,7 +764,7 @@ class D2VLMBackboneProcessor(D2VLMProcessor):
         if not shown:
             return BatchFeature(data)
         tokens = {name: data.pop(name) for name in ("input_ids", "attention_mask")}
-        num_steps = [-(-len(videos[number]) // self.frames_per_step) for number in shown]
+        num_steps = [-(-counts[number] // self.frames_per_step) for number in shown]
         once = [shown.index(number) for number in range(len(videos))]
         videos_once = select_videos(data, num_steps, once)
         num_steps = torch.tensor([num_steps[place] for place in once])
@@ -732,6 +779,14 @@ class D2VLMBackboneProcessor(D2VLMProcessor):
                 "video_index": video_index,
             }
         )
+
+    def _check_index(self, video_index: Sequence[int], num_texts: int, num_videos: int) -> None:
+        shown = {number for number in video_index if number >= 0}
+        if len(video_index) != num_texts or shown != set(range(num_videos)):
+            raise ValueError(
+                f"`video_index` is {list(video_index)} for {num_texts} texts and {num_videos} videos: give every text "
+                "the number of its video, from 0, or -1, and show every video at least once."
+            )
 
     def _adds_first_token(self, texts: Sequence[str]) -> bool:
         """Most templates write the first token themselves; some leave it to the tokenizer."""
@@ -757,15 +812,7 @@ class D2VLMBackboneProcessor(D2VLMProcessor):
         inputs = self(
             list(texts), videos, video_index, timestamps_s=timestamps_s, duration_s=duration_s, padding_side="right"
         )
-        lengths = inputs["attention_mask"].sum(-1).tolist()
-        ids = inputs.pop("input_ids").tolist()
-        inputs.pop("attention_mask")
-        frames = inputs.pop("frame_index").tolist() if videos else [[-1] * len(row) for row in ids]
-        prompts = [
-            D2VLMPrompt(row[:length], frame[:length]) for row, frame, length in zip(ids, frames, lengths, strict=True)
-        ]
-        inputs.pop("video_index", None)
-        return prompts, dict(inputs)
+        return split_prompts(inputs)
 
     def frame_timestamps(self, timestamps_s: Sequence[float]) -> np.ndarray:
         """When each frame of the model begins, in seconds: of frames that are merged, the first."""
@@ -787,6 +834,26 @@ class D2VLMBackboneProcessor(D2VLMProcessor):
 
     def save_pretrained(self, save_directory, **kwargs):
         return ProcessorMixin.save_pretrained(self, save_directory, **kwargs)
+
+
+def split_prompts(inputs: BatchFeature) -> tuple[list[D2VLMPrompt], dict[str, torch.Tensor]]:
+    r"""
+    Prompts apart from what describes their videos.
+
+    Args:
+        inputs (`BatchFeature`):
+            Of [`D2VLMBackboneProcessor`], padded on the right.
+
+    Returns:
+        A [`D2VLMPrompt`] for each row, and the inputs that have an entry for each video, frame or patch.
+    """
+    tokens = ("input_ids", "attention_mask", "frame_index", "video_index")
+    ids, lengths = inputs["input_ids"].tolist(), inputs["attention_mask"].sum(-1).tolist()
+    frames = inputs["frame_index"].tolist() if "frame_index" in inputs else [[-1] * len(row) for row in ids]
+    prompts = [
+        D2VLMPrompt(row[:length], frame[:length]) for row, frame, length in zip(ids, frames, lengths, strict=True)
+    ]
+    return prompts, {name: value for name, value in inputs.items() if name not in tokens}
 
 
 def select_videos(
@@ -833,8 +900,11 @@ __all__ = [
     "D2VLMProcessor",
     "D2VLMPrompt",
     "clock_metadata",
+    "frames_per_step",
     "frame_run_to_span",
     "select_videos",
     "spans_to_frame_mask",
     "spans_to_positions",
+    "split_prompts",
+    "video_arguments",
 ]

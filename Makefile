@@ -10,9 +10,11 @@
 # PYTHON=...       the Python to make .venv from (3.11 or newer)
 # THREADS=N        CPU threads of the demo and the tests; more than one only pays on an idle machine, where it is
 #                  somewhat faster: next to another busy process it was eight times slower than one
+# WORKERS=N        processes of the tests, each with THREADS threads and up to 3 GB of memory
 
 PYTHON ?= python3
 THREADS ?= 1
+WORKERS ?= 2
 TORCH_INDEX ?=
 
 BIN := .venv/bin
@@ -52,7 +54,7 @@ demo: $(STAMP)
 		--num_cpu_threads_per_process $(THREADS) examples/fpo.py
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 quality: $(STAMP)
 	$(BIN)/ruff check .

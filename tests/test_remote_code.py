@@ -1,5 +1,5 @@
 # Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
-"""A trained model works where this package is not installed: its three files travel with it."""
+"""A trained model works where this package is not installed: its files of Python travel with it."""
 
 import ast
 import json
@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests import torchvision_shim
 from tests.helpers import noise_video
+from tests.test_backbones import evidence_model
 from trl_temporal import EvidenceSFTConfig, EvidenceSFTTrainer
 from trl_temporal.models import d2vlm
 
@@ -26,7 +28,7 @@ REMOTE_FILES = (
 
 # Runs in a fresh process. The model answers as text with spans in seconds, which needs every part of it.
 CHILD = """
-import importlib.abc, json, sys
+import importlib.abc, importlib.util, json, sys
 
 class Blocker(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
@@ -34,23 +36,32 @@ class Blocker(importlib.abc.MetaPathFinder):
             raise ImportError("trl_temporal is not installed")
 
 sys.meta_path.insert(0, Blocker())
+folder, frames_file, *shim = sys.argv[1:]
+if shim:  # the processors of transformers need a torchvision that imports
+    spec = importlib.util.spec_from_file_location("shim", shim[0])
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.load_torchvision()
 
 import numpy as np
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
-folder, frames_file = sys.argv[1:]
 video = np.load(frames_file)
 times = [number / 2 for number in range(len(video))]
 config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-answers = {"config": config.model_type, "package": "trl_temporal" in sys.modules}
+answers = {
+    "config": config.model_type,
+    "package": "trl_temporal" in sys.modules,
+    "processor": [type(processor).__module__.split(".")[0], type(processor).__name__],
+}
 for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText):
     model, report = auto_class.from_pretrained(
         folder, trust_remote_code=True, dtype="float32", output_loading_info=True
     )
     messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "When?"}]}]
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    inputs = processor(text=text, videos=[video])
+    inputs = processor(text=text, videos=[video], timestamps_s=[times], duration_s=[len(video) / 2])
     output = model.eval().generate(
         **inputs, max_new_tokens=12, do_sample=False, return_dict_in_generate=True,
         sequence_bias=[[[processor.evidence_token_id], 8.0], [[processor.evidence_end_token_id], 6.0]],
@@ -68,7 +79,7 @@ print("RESULT " + json.dumps(answers))
 """
 
 
-def run_child(python, folder, frames_file, tmp_path, **environment):
+def run_child(python, folder, frames_file, tmp_path, *shim, **environment):
     """What the fresh process found."""
     script = tmp_path / "child.py"
     script.write_text(CHILD)
@@ -80,7 +91,7 @@ def run_child(python, folder, frames_file, tmp_path, **environment):
         **environment,
     }
     result = subprocess.run(
-        [str(python), str(script), str(folder), str(frames_file)],
+        [str(python), str(script), str(folder), str(frames_file), *map(str, shim)],
         env=environment,
         cwd=tmp_path,
         capture_output=True,
@@ -104,36 +115,37 @@ def saved(tiny_dir, event_world, config, tmp_path):
     return tmp_path / "saved", Path(args.output_dir) / "checkpoint-1", frames_file, trainer
 
 
-def expected_answer(trainer, frames_file):
+def expected_answer(model, processor, frames_file):
     """The answer of the model in this process, with the child's settings."""
-    processor, video = trainer.processing_class, np.load(frames_file)
+    video = np.load(frames_file)
+    times = [number / 2 for number in range(len(video))]
     messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "When?"}]}]
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    inputs = processor(text=text, videos=[video])
-    output = trainer.model.eval().generate(
+    inputs = processor(text=text, videos=[video], timestamps_s=[times], duration_s=[len(video) / 2])
+    output = model.eval().generate(
         **inputs,
         max_new_tokens=12,
         do_sample=False,
         return_dict_in_generate=True,
         sequence_bias=[[[processor.evidence_token_id], 8.0], [[processor.evidence_end_token_id], 6.0]],
     )
-    times = [number / 2 for number in range(len(video))]
     return output.sequences.tolist(), processor.post_process_grounded(output, inputs, [times], [len(video) / 2])[0]
 
 
-def check(found, trainer, frames_file):
-    ids, answer = expected_answer(trainer, frames_file)
+def check(found, model, processor, frames_file):
+    ids, answer = expected_answer(model, processor, frames_file)
     assert answer["evidence"], "the answer must have evidence to compare"
     assert not found.pop("package") and found.pop("config") == "d2vlm"
+    assert found.pop("processor") == ["transformers_modules", type(processor).__name__]
     assert set(found) == {"AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText"}
-    for model in found.values():
-        assert (model["module"], model["class"]) == ("transformers_modules", "D2VLMForConditionalGeneration")
-        assert model["faults"] == {}
-        assert model["ids"] == ids
+    for loaded in found.values():
+        assert (loaded["module"], loaded["class"]) == ("transformers_modules", "D2VLMForConditionalGeneration")
+        assert loaded["faults"] == {}
+        assert loaded["ids"] == ids
         for name in ("text", "evidence", "response"):
-            assert model["answer"][name] == answer[name]
+            assert loaded["answer"][name] == answer[name]
         for name in ("salience", "logits", "cosines"):
-            np.testing.assert_allclose(model["answer"][name], answer[name], rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(loaded["answer"][name], answer[name], rtol=1e-4, atol=1e-5)
 
 
 def test_a_trained_model_answers_the_same_without_the_package(saved, tmp_path):
@@ -142,7 +154,24 @@ def test_a_trained_model_answers_the_same_without_the_package(saved, tmp_path):
     assert set(REMOTE_FILES) <= {path.name for path in checkpoint.iterdir()}
     # The package could be found, but for the blocker.
     found = run_child(sys.executable, folder, frames_file, tmp_path, PYTHONPATH=str(Path(d2vlm.__file__).parents[3]))
-    check(found, trainer, frames_file)
+    check(found, trainer.model, trainer.processing_class, frames_file)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "smolvlm"])
+def test_a_model_on_a_backbone_answers_the_same_without_the_package(family, tmp_path):
+    """Saved by itself, not by a trainer; the processor of the family and its chat template are in the folder too."""
+    model, processor = evidence_model(family)
+    with torch.no_grad():  # else it does not come to ground
+        evidence = [processor.evidence_token_id, processor.evidence_end_token_id]
+        model.lm_head.weight[evidence] = 2 * torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
+    folder, frames_file = tmp_path / "saved", tmp_path / "frames.npy"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    assert set(REMOTE_FILES) <= {path.name for path in folder.iterdir()}
+    np.save(frames_file, noise_video("noise-3-9").frames)
+    package = str(Path(d2vlm.__file__).parents[3])
+    found = run_child(sys.executable, folder, frames_file, tmp_path, torchvision_shim.__file__, PYTHONPATH=package)
+    check(found, model, processor, frames_file)
 
 
 @pytest.mark.slow
@@ -159,7 +188,7 @@ def test_a_trained_model_answers_the_same_in_another_environment(saved, tmp_path
     except subprocess.CalledProcessError:
         pytest.skip("no package index to make a second environment from")
     found = run_child(python, folder, frames_file, tmp_path)
-    check(found, trainer, frames_file)
+    check(found, trainer.model, trainer.processing_class, frames_file)
 
 
 def test_what_travels_needs_only_torch_numpy_and_transformers():

@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
 """Evidence tokens on video models of transformers: tiny random models, the real processors of their families."""
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -222,6 +223,20 @@ def test_gradient_checkpointing_changes_nothing(family, config):
         trainer = fpo(family, config, gradient_checkpointing=checkpointing)
         found.append(train(trainer)[0])
     assert_same_gradients(found[1], found[0], tolerance=5e-5)
+
+
+@pytest.mark.parametrize("family, fps", [("qwen2_5_vl", 8), ("qwen3_vl", 60)])
+def test_frames_that_get_the_same_time_are_warned_of(family, fps, config):
+    """Qwen2.5-VL counts time in halves of a second here, and Qwen3-VL writes tenths."""
+
+    def dense(entry):
+        video = noise_video(entry)
+        video.timestamps_s, video.duration_s = np.arange(8) / fps, 8 / fps
+        return video
+
+    pairs = [{**PAIRS[0], "chosen_spans": [[0.0, 0.1]], "rejected_spans": [[0.0, 0.1], [0.05, 0.1]]}]
+    with pytest.warns(UserWarning, match="row 'pair': at .* frames per second, .* the same time"):
+        fpo(family, config, dense, pairs).train()
 
 
 # --- Adapters, files, answers ---

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests import torchvision_shim
+from tests.families import FAMILIES
 from tests.helpers import noise_video
 from tests.test_backbones import evidence_model
 from trl_temporal import EvidenceSFTConfig, EvidenceSFTTrainer
@@ -157,18 +158,21 @@ def test_a_trained_model_answers_the_same_without_the_package(saved, tmp_path):
     check(found, trainer.model, trainer.processing_class, frames_file)
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "smolvlm"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_on_a_backbone_answers_the_same_without_the_package(family, tmp_path):
     """Saved by itself, not by a trainer; the processor of the family and its chat template are in the folder too."""
     model, processor = evidence_model(family)
-    with torch.no_grad():  # else it does not come to ground
-        evidence = [processor.evidence_token_id, processor.evidence_end_token_id]
-        model.lm_head.weight[evidence] = 2 * torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
     folder, frames_file = tmp_path / "saved", tmp_path / "frames.npy"
+    np.save(frames_file, noise_video("noise-3-9").frames)
+    evidence = [processor.evidence_token_id, processor.evidence_end_token_id]
+    for seed in range(20):  # until a random head comes to ground
+        with torch.no_grad():
+            model.lm_head.weight[evidence] = 2 * torch.randn(2, 32, generator=torch.Generator().manual_seed(seed))
+        if expected_answer(model, processor, frames_file)[1]["evidence"]:
+            break
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     assert set(REMOTE_FILES) <= {path.name for path in folder.iterdir()}
-    np.save(frames_file, noise_video("noise-3-9").frames)
     package = str(Path(d2vlm.__file__).parents[3])
     found = run_child(sys.executable, folder, frames_file, tmp_path, torchvision_shim.__file__, PYTHONPATH=package)
     check(found, model, processor, frames_file)

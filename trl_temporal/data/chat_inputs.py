@@ -245,8 +245,7 @@ def encode_prompts(
         inputs = _process_apart(processor, rows, texts, videos, images, text_kwargs)
     else:
         inputs = _process(processor, texts, videos, images, text_kwargs)
-    if processor not in _warned:
-        _warn_of_equal_times(processor, rows, videos, inputs, time_ids_per_second)
+    warn_of_equal_times(processor, rows, videos, inputs, time_ids_per_second)
     return EncodedPrompts(inputs, chats, texts, text_kwargs)
 
 
@@ -384,9 +383,27 @@ def _process_apart(
 _warned = weakref.WeakSet()
 
 
-def _warn_of_equal_times(
+def warn_of_equal_times(
     processor, rows: Sequence[dict], videos: Sequence[Video | None], inputs: BatchFeature, per_second: float | None
 ) -> None:
+    """
+    Warns, once for each processor, where a model of transformers is told the same time of frames that follow each
+    other.
+
+    Args:
+        processor (`ProcessorMixin`):
+            Its processor.
+        rows (`Sequence[dict]`):
+            Rows, for their ids.
+        videos (`Sequence[Video | None]`):
+            The video of each row.
+        inputs (`BatchFeature`):
+            What the processor made of them: `input_ids`, `video_grid_thw` and `second_per_grid_ts` are read.
+        per_second (`float`, *optional*):
+            As of [`time_ids_per_second`].
+    """
+    if processor in _warned:
+        return
     numbers = [number for number, video in enumerate(videos) if video is not None]
     for place, number in enumerate(numbers):
         video = videos[number]

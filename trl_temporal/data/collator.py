@@ -18,6 +18,7 @@ from ..models.d2vlm.processing_d2vlm import (
     split_prompts,
 )
 from ..video import Video
+from .chat_inputs import warn_of_equal_times
 from .feature_cache import encode_cached_prompts, is_cached
 from .grammar import response_after
 from .schema import RowError, coerce_videos, strip_none_parts, video_key
@@ -58,6 +59,9 @@ class _Collator:
             Add `evidence_spans` to the batch, from which soft targets are computed.
         release_quirks (`bool`, *optional*, defaults to `False`):
             Build the batch as the released code does where that is a fault: see the table of presets in the docs.
+        time_ids_per_second (`float`, *optional*):
+            As of [`~trl_temporal.data.chat_inputs.time_ids_per_second`], for the warning that frames are too dense for
+            a backbone.
     """
 
     processor: D2VLMProcessor
@@ -65,6 +69,7 @@ class _Collator:
     max_length: int | None = None
     soft_targets: bool = False
     release_quirks: bool = False
+    time_ids_per_second: float | None = None
 
     def __post_init__(self):
         if self.release_quirks and isinstance(self.processor, D2VLMBackboneProcessor):
@@ -116,6 +121,12 @@ class _Collator:
                 [video.timestamps_s for video in videos],
                 [video.duration_s for video in videos],
             )
+            if isinstance(self.processor, D2VLMBackboneProcessor):
+                first = [numbers.index(number) for number in range(len(videos))]  # row of each video
+                ids = [torch.tensor(prompts[row].input_ids) for row in first]
+                inputs = {**video_inputs, "input_ids": ids}
+                shown = [rows[row] for row in first]
+                warn_of_equal_times(self.processor.backbone, shown, videos, inputs, self.time_ids_per_second)
         return list(zip(texts, prompts, strict=True)), video_inputs
 
     def _sequence(

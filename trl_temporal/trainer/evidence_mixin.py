@@ -13,6 +13,7 @@ from transformers.trainer_utils import get_last_checkpoint, has_length
 
 from ..data.chat_collator import ChatCollator, ChatPreferenceCollator
 from ..data.chat_inputs import DEFAULT_FPS, DEFAULT_MAX_FRAMES, time_ids_per_second
+from ..data.collator import EvidenceCollator, PreferenceCollator
 from ..data.feature_cache import FeatureCache, FeatureCacheError
 from ..data.feature_key import feature_key
 from ..data.frame_cache import FrameCache, processor_sampling
@@ -169,10 +170,12 @@ class EvidenceTrainerMixin:
 
     def _tell_collator(self) -> None:
         """What a collator for models of transformers cannot know: which model it is for."""
-        if isinstance(self.data_collator, ChatCollator | ChatPreferenceCollator):
-            model = self._base_model()
-            self.data_collator.videos_once = model.config.model_type in BACKBONES
-            self.data_collator.time_ids_per_second = time_ids_per_second(self.data_collator.processor, model)
+        collator, model = self.data_collator, self._base_model()
+        if isinstance(collator, ChatCollator | ChatPreferenceCollator):
+            collator.videos_once = model.config.model_type in BACKBONES
+            collator.time_ids_per_second = time_ids_per_second(collator.processor, model)
+        elif isinstance(collator, EvidenceCollator | PreferenceCollator) and model.model.has_backbone:
+            collator.time_ids_per_second = time_ids_per_second(collator.processor.backbone, model.model.backbone)
 
     def _open_feature_cache(self) -> None:
         """Has the collator read features, if the cache holds those of this model and of all rows."""

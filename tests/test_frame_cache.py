@@ -162,6 +162,18 @@ def test_a_write_that_was_cut_off_is_no_entry(clip, tmp_path, decoded):
     assert len(decoded) == 2
 
 
+@pytest.mark.parametrize("suffix", [".npy", ".json"])
+def test_an_entry_that_a_crash_has_torn_is_decoded_again(clip, tmp_path, decoded, suffix):
+    read = FrameCache(tmp_path / "cache", fps=2.0, size=16)
+    read(str(clip))
+    (file,) = (tmp_path / "cache").rglob(f"*{suffix}")
+    file.write_bytes(file.read_bytes()[:40])
+    assert_same_video(read(str(clip)), FrameCache(None, fps=2.0, size=16)(str(clip)))
+    assert len(decoded) == 3
+    read(str(clip))
+    assert len(decoded) == 3
+
+
 def test_faults_are_those_of_the_loader(tmp_path):
     read = FrameCache(tmp_path / "cache", fps=2.0, size=16)
     with pytest.raises(VideoError, match="missing.mp4"):

@@ -25,6 +25,7 @@ LAYERS = [
     {"evaluation.metrics"},
     {"synthesis"},
     {"evaluation"},
+    {"hub"},
     {"trainer"},
     {"report"},
     {"cli"},

@@ -258,3 +258,14 @@ def test_saved_and_loaded(processor, with_qformer, tmp_path):
     if with_qformer:
         with pytest.raises(ValueError, match="questions"):
             loaded(text="<video>", videos=[frames(2)])
+
+
+def test_a_pipeline_would_guess_the_times_and_is_refused(tiny_dir):
+    processor = D2VLMProcessor.from_pretrained(tiny_dir)
+    content = [{"type": "video", "path": "video.mp4"}, {"type": "text", "text": "When?"}]
+    messages = [{"role": "user", "content": content}]
+    for conversation in (messages, [messages]):
+        with pytest.raises(ValueError, match="call the processor with `videos` and `timestamps_s`"):
+            processor.apply_chat_template(conversation, tokenize=True)
+    assert "<video>" in processor.apply_chat_template(messages)
+    assert processor.apply_chat_template([{"role": "user", "content": "When?"}], tokenize=True)

@@ -4,6 +4,7 @@
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -90,10 +91,12 @@ class FrameCache:
         if stem is None:
             return self._load(entry)
         frames_file, info_file = stem.with_suffix(".npy"), stem.with_suffix(".json")
-        if info_file.exists():  # written last: its frames are whole
-            info = json.loads(info_file.read_text())
-            info["timestamps_s"] = np.asarray(info["timestamps_s"])
-            return Video(frames=np.load(frames_file, mmap_mode="r"), **info)
+        # Written last: its frames are whole. What a crash of the machine or a full disk has torn is decoded anew.
+        if info_file.exists():
+            with suppress(ValueError, OSError):
+                info = json.loads(info_file.read_text())
+                info["timestamps_s"] = np.asarray(info["timestamps_s"])
+                return Video(frames=np.load(frames_file, mmap_mode="r"), **info)
         video = self._load(entry)
         stem.parent.mkdir(parents=True, exist_ok=True)
         temporary = stem.with_name(f".{stem.name}.{uuid4().hex}.npy")

@@ -13,13 +13,16 @@ from ..data.feature_cache import CachedVideo, FeatureCache
 from ..data.feature_key import feature_key
 from ..data.frame_cache import FrameCache
 from ..data.schema import coerce_videos, video_key
-from ..video import VideoError
+from ..synthesis.endpoint import ChatEndpoint
+from ..video import Video, VideoError, load_row_video
+from .endpoint_texts import ask_endpoint
 from .generation import generate_answers
 from .metrics.grounding import truth_spans
 from .run_folder import SavedAnswer
-from .text_generation import generate_texts
+from .text_generation import TextAnswer, frame_size, generate_texts
 
 OnBadSample = Literal["raise", "skip"]
+ENDPOINT_SIZE = 448  # shorter side of the pictures that are sent
 
 
 def has_evidence(config: PretrainedConfig) -> bool:
@@ -33,16 +36,19 @@ class Answering:
     Answers rows with a model, whatever its kind.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]):
-            A D2VLM, or a model that writes times as text.
-        processor ([`~transformers.ProcessorMixin`]):
-            Its processor.
+        model ([`~transformers.PreTrainedModel`] or `str`):
+            A D2VLM, or a model that writes times as text; with `endpoint` its name there.
+        processor ([`~transformers.ProcessorMixin`] or `None`):
+            Its processor; `None` with `endpoint`.
+        endpoint ([`~trl_temporal.synthesis.endpoint.ChatEndpoint`], *optional*):
+            Where the model is, if not here.
         fps, max_frames, num_frames, size, feature_cache, batch_size, max_new_tokens, on_bad_sample, frame_cache_dir:
             As in [`evaluate_model`].
     """
 
-    model: PreTrainedModel
-    processor: ProcessorMixin
+    model: PreTrainedModel | str
+    processor: ProcessorMixin | None
+    endpoint: ChatEndpoint | None = None
     fps: float | None = None
     max_frames: int | None = None
     num_frames: int | None = None
@@ -56,7 +62,7 @@ class Answering:
     def __post_init__(self) -> None:
         if self.on_bad_sample not in ("raise", "skip"):
             raise ValueError(f"on_bad_sample is {self.on_bad_sample!r}; it must be 'raise' or 'skip'")
-        self.has_evidence = has_evidence(self.model.config)
+        self.has_evidence = self.endpoint is None and has_evidence(self.model.config)
         self._features = None
         if self.num_frames is not None and (self.fps is not None or self.max_frames is not None):
             raise ValueError("give either `num_frames`, or `fps` and `max_frames`")
@@ -72,6 +78,10 @@ class Answering:
         elif self.num_frames is None:
             self.fps = self.fps or DEFAULT_FPS
             self.max_frames = self.max_frames or DEFAULT_MAX_FRAMES
+        if self.endpoint is not None:
+            if self.feature_cache is not None:
+                raise ValueError("an endpoint takes no features: leave `feature_cache` out")
+            self.size = self.size or ENDPOINT_SIZE
 
     def settings(self) -> dict[str, Any]:
         """What of this decides the answers."""
@@ -117,6 +127,8 @@ class Answering:
         ]
 
     def _answer(self, rows: Sequence[dict[str, Any]], progress: bool) -> list[SavedAnswer]:
+        if self.endpoint is not None:
+            return self._ask(rows, progress)
         common = {"batch_size": self.batch_size, "max_new_tokens": self.max_new_tokens, "progress": progress}
         if not self.has_evidence:
             read_video = self._cached() if self.feature_cache is not None else None
@@ -132,19 +144,7 @@ class Answering:
                 read_video=read_video,
                 **common,
             )
-            return [
-                SavedAnswer(
-                    row["id"],
-                    answer.text,
-                    None,
-                    None,
-                    _truth(row),
-                    float(answer.duration_s),
-                    list(map(float, answer.timestamps_s)),
-                    row["task"],
-                )
-                for row, answer in zip(rows, given, strict=True)
-            ]
+            return [_text_answer(row, answer) for row, answer in zip(rows, given, strict=True)]
         read_video = self._cached() if self.feature_cache is not None else self._reader()
         given = generate_answers(self.model, self.processor, rows, read_video=read_video, **common)
         return [
@@ -161,6 +161,30 @@ class Answering:
             )
             for row, answer in zip(rows, given, strict=True)
         ]
+
+    def _ask(self, rows: Sequence[dict[str, Any]], progress: bool) -> list[SavedAnswer]:
+        given, refused = ask_endpoint(
+            self.endpoint,
+            self.model,
+            rows,
+            read_video=self._read_shrunk,
+            max_new_tokens=self.max_new_tokens,
+            progress=progress,
+        )
+        if refused and self.on_bad_sample == "raise":
+            number, words = next(iter(refused.items()))
+            raise ValueError(
+                f"row {rows[number]['id']!r} is {words}. Send less of it, e.g. a lower `max_frames`, or set "
+                "on_bad_sample='skip', which counts it as wrong."
+            )
+        answers = [_text_answer(row, answer) for row, answer in zip(rows, given, strict=True)]
+        for number, words in refused.items():
+            answers[number].fault = words
+        return answers
+
+    def _read_shrunk(self, entry: str | dict) -> Video:
+        size = frame_size(entry, self.size)
+        return load_row_video(entry, fps=self.fps, num_frames=self.num_frames, max_frames=self.max_frames, size=size)
 
     def _reader(self) -> FrameCache:
         return self._frames(self.size if self.has_evidence else self.size or 224)
@@ -199,6 +223,11 @@ class Answering:
 
 def _key(row: Mapping[str, Any]) -> str:
     return "".join(map(video_key, coerce_videos(row["videos"])))
+
+
+def _text_answer(row: Mapping[str, Any], answer: TextAnswer) -> SavedAnswer:
+    times_s = list(map(float, answer.timestamps_s))
+    return SavedAnswer(row["id"], answer.text, None, None, _truth(row), float(answer.duration_s), times_s, row["task"])
 
 
 def _truth(row: Mapping[str, Any]) -> list[list[float]]:

@@ -18,10 +18,12 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from ..data.converters.annotation_files import read_json_lines
 from ..data.shards import shard_range
+from ..synthesis.endpoint import ChatEndpoint
 from .answering import Answering, OnBadSample, has_evidence
 from .benchmarks import GENERATED
 from .benchmarks.common import line_records
 from .benchmarks.loading import check_scorer, choose_prompts, default_video_root, load_benchmark, make_rows
+from .endpoint_texts import REFUSED
 from .loading import describe_model, load_config, load_model
 from .metrics.scores import Problem, Scores
 from .results import EvaluationRun, write_results
@@ -38,6 +40,7 @@ def evaluate_model(
     data: str | os.PathLike | Sequence[Mapping[str, Any]],
     *,
     processor: ProcessorMixin | None = None,
+    endpoint: str | None = None,
     output_dir: str | os.PathLike | None = None,
     video_root: str | os.PathLike | None = None,
     split: str = "test",
@@ -78,6 +81,10 @@ def evaluate_model(
             [`~trl_temporal.data.validation.load_rows`], or the rows themselves.
         processor ([`~transformers.ProcessorMixin`], *optional*):
             Processor of a model that is passed itself.
+        endpoint (`str`, *optional*):
+            OpenAI-compatible endpoint where `model` is, e.g. `"http://localhost:8000/v1"` of a vLLM server; `model`
+            is its name there. Frames are sent as pictures, see
+            [`~trl_temporal.evaluation.endpoint_texts.ask_endpoint`].
         output_dir (`str` or `os.PathLike`, *optional*):
             Folder of the run; nothing is written by default.
         video_root (`str` or `os.PathLike`, *optional*):
@@ -94,7 +101,7 @@ def evaluate_model(
         num_frames (`int`, *optional*):
             Exactly this many frames of every video, instead of `fps` and `max_frames`. Defaults to the processor's.
         size (`int`, *optional*):
-            Shorter side in pixels to which a stock model's frames are shrunk; theirs by default.
+            Shorter side in pixels to which a stock model's frames are shrunk; theirs by default, 448 for an endpoint.
         feature_cache (`str` or `os.PathLike`, *optional*):
             Folder of `trl-temporal cache build`: features of the vision tower, made with the same sampling, instead
             of videos.
@@ -112,7 +119,8 @@ def evaluate_model(
             Score the samples whose video is there; the coverage stands in the results. By default a missing video is
             an error.
         on_bad_sample (`str`, *optional*, defaults to `"raise"`):
-            `"skip"` counts a sample whose video cannot be read as wrong and lists it; `"raise"` stops.
+            `"skip"` counts a sample whose video cannot be read, or that an endpoint refuses, as wrong and lists it;
+            `"raise"` stops.
         dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
             Type of the weights of a model that is loaded here.
         revision (`str`, *optional*):
@@ -146,8 +154,14 @@ def evaluate_model(
     from_hub = {"trust_remote_code": trust_remote_code, "revision": revision}
     if not isinstance(model, str) and processor is None:
         raise ValueError("a model that is loaded already needs its `processor` too")
-    config = load_config(model, **from_hub) if isinstance(model, str) else model.config
-    wordings = choose_prompts(bench, has_evidence(config), prompts)
+    if endpoint is not None and not isinstance(model, str):
+        raise ValueError("with an `endpoint`, `model` is its name there")
+    if endpoint is not None:
+        evidence = False
+    else:
+        config = load_config(model, **from_hub) if isinstance(model, str) else model.config
+        evidence = has_evidence(config)
+    wordings = choose_prompts(bench, evidence, prompts)
     if benchmark != "rows" and video_root is None:
         video_root = default_video_root(data)
     rows = make_rows(bench, references, wordings, video_root, allow_missing_videos)[:limit]
@@ -156,12 +170,17 @@ def evaluate_model(
     kept = {row["id"] for row in rows}
 
     model_name = model if isinstance(model, str) else model.name_or_path
-    if isinstance(model, str):
-        model, processor = load_model(model, dtype=dtype, **from_hub)
-        model = model.to(PartialState().device)
+    if endpoint is not None:
+        described = {"name": model, "type": "endpoint"}
+    else:
+        if isinstance(model, str):
+            model, processor = load_model(model, dtype=dtype, **from_hub)
+            model = model.to(PartialState().device)
+        described = describe_model(model, model_name, revision)
     answering = Answering(
         model,
         processor,
+        endpoint=None if endpoint is None else ChatEndpoint(endpoint),
         fps=fps,
         max_frames=max_frames,
         num_frames=num_frames,
@@ -177,7 +196,7 @@ def evaluate_model(
         "references": _hash(references),
         "rows": len(rows),
         "of_rows": len(references),
-        "model": describe_model(model, model_name, revision),
+        "model": described,
         "prompts": wordings,
         **answering.settings(),
         "parser": PARSER,
@@ -310,7 +329,11 @@ def _score_run(
 ) -> EvaluationRun:
     given = [bench.to_prediction(answer, record) for answer, record in zip(answers, references, strict=True)]
     scores = _score(bench, given, references, scorer, sentence_model)
-    faults = [Problem(answer.id, "unreadable video", answer.fault) for answer in answers if answer.fault]
+    faults = [
+        Problem(answer.id, REFUSED if answer.fault.startswith(REFUSED) else "unreadable video", answer.fault)
+        for answer in answers
+        if answer.fault
+    ]
     for score in scores.values():
         score.problems.extend(faults)
     return EvaluationRun(benchmark, bench.TITLE, scores, settings, bench.ORIGINAL_NAMES)

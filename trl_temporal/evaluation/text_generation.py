@@ -126,7 +126,7 @@ def generate_texts(
     if read_video is None:
 
         def read_video(entry):
-            return load_row_video(entry, fps=fps, max_frames=max_frames, size=_frame_size(entry, size))
+            return load_row_video(entry, fps=fps, max_frames=max_frames, size=frame_size(entry, size))
 
     any_length, per_second = takes_any_length(processor), time_ids_per_second(processor, model)
     answers: list[TextAnswer] = []
@@ -161,8 +161,20 @@ def generate_texts(
     return answers
 
 
-def _frame_size(entry: str | dict, size: int | None) -> tuple[int, int] | None:
-    """Height and width with the shorter side `size`, for files whose pictures are larger."""
+def frame_size(entry: str | dict, size: int | None) -> tuple[int, int] | None:
+    """
+    Height and width of the frames of a file, shrunk to a shorter side.
+
+    Args:
+        entry (`str` or `dict`):
+            Entry of `videos`.
+        size (`int`, *optional*):
+            Length of the shorter side in pixels.
+
+    Returns:
+        `tuple[int, int]` or `None`: `None` for frames that stay as they are: without `size`, where they are no larger,
+        and of what is no video file.
+    """
     path = entry if isinstance(entry, str) else entry.get("path")
     if size is None or path is None:
         return None

@@ -11,21 +11,18 @@ can be sent to other processes before it.
 import hashlib
 import json
 import os
-import socket
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import requests
 from huggingface_hub.constants import HF_HOME
-from requests.adapters import HTTPAdapter
-from urllib3.util import Retry
 
 from ..data.grammar import EVI, EVI_END, normalize
+from .answer_cache import AnswerCache
 from .distort_rules import RuleDistort
+from .endpoint import ChatEndpoint
 
 __all__ = ["PROMPT", "OpenAIDistort", "RuleDistort", "TransformersDistort", "distortion_fault"]
 
@@ -43,9 +40,6 @@ LENGTH_SLACK = 8
 # Sampling gets more daring from draw to draw.
 TEMPERATURE_STEP = 0.1
 SEEDS = 2**31 - 1
-RETRIED_STATUSES = (408, 425, 429, 500, 502, 503, 504)
-# The endpoint does not want this one text: too long, or held back by a content filter.
-REFUSED_STATUSES = (400, 413, 422)
 
 
 def distortion_fault(text: str, answer: str) -> str | None:
@@ -88,51 +82,6 @@ def _clean(answer: str) -> str:
         if len(answer) > 2 and answer[0] == first and answer[-1] == last:
             return answer[1:-1].strip()
     return answer
-
-
-class AnswerCache:
-    """
-    Answers on disk, by the hash of their request.
-
-    Every process appends lines to a file of its own, which works on network file systems too, and reads the files of
-    all at its start. A line that a crash cut short is left out.
-
-    Args:
-        folder (`str` or `os.PathLike`):
-            Folder of the files; made where there is none.
-    """
-
-    def __init__(self, folder: str | os.PathLike):
-        self.folder = Path(folder)
-        self._answers: dict[str, str] | None = None
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._loaded()
-
-    def __getitem__(self, key: str) -> str:
-        return self._loaded()[key]
-
-    def add(self, key: str, answer: str) -> None:
-        """Keep an answer. Threads may call this at the same time: a line is one write to the end of the file."""
-        line = json.dumps({"key": key, "answer": answer}, ensure_ascii=True) + "\n"
-        path = self.folder / f"answers-{socket.gethostname()}-{os.getpid()}.jsonl"
-        with open(path, "ab", buffering=0) as file:
-            file.write(line.encode())
-        self._loaded()[key] = answer
-
-    def _loaded(self) -> dict[str, str]:
-        if self._answers is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            answers = {}
-            for path in sorted(self.folder.glob("answers-*.jsonl")):
-                for line in path.read_bytes().split(b"\n"):
-                    try:
-                        entry = json.loads(line)
-                        answers[entry["key"]] = entry["answer"]
-                    except (ValueError, KeyError, TypeError):
-                        continue
-            self._answers = answers
-        return self._answers
 
 
 class _LanguageModelDistort:
@@ -293,69 +242,22 @@ class OpenAIDistort(_LanguageModelDistort):
         backoff_s: float = 1.0,
     ):
         super().__init__(model, prompt, num_draws, temperature, max_tokens, cache_dir)
-        self.url = base_url.rstrip("/") + "/chat/completions"
-        self.concurrency = concurrency
-        self.timeout_s = timeout_s
-        self.num_retries = num_retries
-        self.backoff_s = backoff_s
+        self.endpoint = ChatEndpoint(
+            base_url, concurrency=concurrency, timeout_s=timeout_s, num_retries=num_retries, backoff_s=backoff_s
+        )
 
     def _ask(self, new: dict[str, dict[str, Any]]) -> None:
         if not new:
             return
-        refusals = []
-        pool = ThreadPoolExecutor(self.concurrency)
-        with self._session() as session:
-            try:
-                futures = [pool.submit(self._ask_one, session, key, request) for key, request in new.items()]
-                for future in as_completed(futures):
-                    num_retries, refusal = future.result()
-                    self.report["retries"] += num_retries
-                    refusals += [refusal] if refusal else []
-            finally:  # an error or Ctrl-C: what is on its way is waited for and kept, the rest is not sent
-                pool.shutdown(wait=True, cancel_futures=True)
-        if len(refusals) == len(new) and not self.report["accepted"]:
-            raise ConnectionError(f"{self.url} refuses every request: {refusals[0]}. Mend the settings.")
-
-    def _session(self) -> requests.Session:
-        retry = Retry(
-            total=self.num_retries,
-            backoff_factor=self.backoff_s / 2,
-            backoff_max=60,
-            backoff_jitter=self.backoff_s / 2,
-            status_forcelist=RETRIED_STATUSES,
-            allowed_methods=None,
-            raise_on_status=False,
+        num_retries, refusals = self.endpoint.ask(
+            new, self._keep, f"the answers so far are kept in {self.cache.folder}"
         )
-        adapter = HTTPAdapter(pool_connections=1, pool_maxsize=self.concurrency, max_retries=retry)
-        session = requests.Session()
-        session.mount("http://", adapter)
-        session.mount("https://", adapter)
-        if api_key := os.environ.get("OPENAI_API_KEY"):
-            session.headers["Authorization"] = f"Bearer {api_key}"
-        return session
+        self.report["retries"] += num_retries
+        if len(refusals) == len(new) and not self.report["accepted"]:
+            raise ConnectionError(f"{self.endpoint.url} refuses every request: {refusals[0]}. Mend the settings.")
 
-    def _ask_one(self, session: requests.Session, key: str, request: dict[str, Any]) -> tuple[int, str]:
-        """Cache the answer to one request; return the number of retries, and the endpoint's words if it refuses."""
-        kept = f"Check the endpoint and run again: the answers so far are kept in {self.cache.folder}"
-        try:
-            response = session.post(self.url, json=request, timeout=self.timeout_s)
-        except requests.RequestException as error:
-            tries = f"{self.num_retries + 1} tries"
-            raise ConnectionError(f"{self.url} did not answer in {tries} ({error}). {kept}.") from error
-        num_retries = len(response.raw.retries.history)
-        if response.status_code in REFUSED_STATUSES:
-            return num_retries, f"status {response.status_code}, {response.text:.300}"
-        if response.status_code != 200:
-            said = f"status {response.status_code} after {num_retries} retries: {response.text:.300}"
-            raise ConnectionError(f"{self.url} answered with {said}. {kept}.")
-        try:
-            choice = response.json()["choices"][0]
-            answer = choice["message"]["content"] or ""
-        except (ValueError, LookupError, TypeError) as error:
-            fault = f"no chat completion: {response.text:.300}"
-            raise ConnectionError(f"{self.url} answered with {fault}. Is base_url right? It ends in /v1.") from error
-        self.cache.add(key, "" if choice.get("finish_reason") == "length" else _clean(answer))
-        return num_retries, ""
+    def _keep(self, key: str, answer: str) -> None:
+        self.cache.add(key, _clean(answer))
 
 
 class TransformersDistort(_LanguageModelDistort):

@@ -21,6 +21,7 @@ PROBLEMS = {
     "reversed": "an interval whose end comes before its start: turned round",
     "out of duration": "an interval that ends behind the video: scored as it is",
     "unreadable video": "the video could not be read: it counts as wrong",
+    "refused by the endpoint": "the endpoint did not want the row, too long or filtered: it counts as wrong",
     "crash": "the original scorer stops here with an error",
 }
 

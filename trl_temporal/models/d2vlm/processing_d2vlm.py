@@ -363,6 +363,26 @@ class D2VLMProcessor(ProcessorMixin):
             data.update(self.encode_questions(questions))
         return BatchFeature(data)
 
+    def apply_chat_template(self, conversation, chat_template: str | None = None, tokenize: bool = False, **kwargs):
+        if not tokenize:
+            return super().apply_chat_template(conversation, chat_template, **kwargs)
+        self._refuse_media(conversation)
+        template = chat_template or self.chat_template
+        return self.tokenizer.apply_chat_template(conversation, chat_template=template, tokenize=True, **kwargs)
+
+    @staticmethod
+    def _refuse_media(conversation) -> None:
+        """What pipelines do: transformers would decode the video, and guess its times from an average frame rate."""
+        chats = [conversation] if isinstance(conversation[0], dict) else conversation
+        contents = [message["content"] for chat in chats for message in chat]
+        parts = [part for content in contents if not isinstance(content, str) for part in content]
+        if any(part["type"] != "text" for part in parts):
+            raise ValueError(
+                "A D2VLM needs the frames and the times at which they were decoded, which a pipeline does not give. "
+                "Render the chat without `tokenize=True`, and call the processor with `videos` and `timestamps_s`; "
+                "`trl_temporal` does both (`generate_answers`)."
+            )
+
     def encode_prompts(
         self,
         texts: Sequence[str],
@@ -818,7 +838,9 @@ class D2VLMBackboneProcessor(D2VLMProcessor):
         """When each frame of the model begins, in seconds: of frames that are merged, the first."""
         return np.asarray(timestamps_s, dtype=np.float64)[:: self.frames_per_step]
 
-    def apply_chat_template(self, conversation, *args, **kwargs):
+    def apply_chat_template(self, conversation, *args, tokenize: bool = False, **kwargs):
+        if tokenize:
+            self._refuse_media(conversation)
         # Content in parts, which the templates of all families read.
         messages = [
             {**message, "content": [{"type": "text", "text": message["content"]}]}
@@ -826,7 +848,7 @@ class D2VLMBackboneProcessor(D2VLMProcessor):
             else message
             for message in conversation
         ]
-        return self.backbone.apply_chat_template(messages, *args, **kwargs)
+        return self.backbone.apply_chat_template(messages, *args, tokenize=tokenize, **kwargs)
 
     def to_dict(self):
         # One name loads both kinds of processor, so that `AutoProcessor` knows it where the package is installed.

@@ -21,7 +21,7 @@ extras = {
 extras["test"] = ["pytest>=9", "pytest-timeout>=2.4", "pytest-xdist>=3.8", "hypothesis>=6.170"]
 extras["test"] += ["num2words>=0.5.14"]  # SmolVLM's processor spells the number of frames
 extras["test"] += extras["decord"] + extras["evaluate"] + extras["caption"] + extras["sim"]
-extras["test"] += extras["temple"]
+extras["test"] += extras["temple"] + extras["deepspeed"]
 extras["dev"] = extras["test"] + ["ruff>=0.17.5,<0.18"]
 
 setup(

@@ -5,6 +5,7 @@ Factorized Preference Optimization.
     accelerate launch examples/fpo.py
     accelerate launch examples/fpo.py --max_steps 100 --num_train 64 --output_dir outputs/short
     accelerate launch examples/fpo.py --config recipes/qwen3_vl_4b/fpo.yaml --dataset_name path/to/pairs
+    accelerate launch --config_file recipes/accelerate/zero2.yaml examples/fpo.py ...
 
 Without arguments it runs on EventWorld, against equally long supervised fine-tuning: starts from the tiny model that
 ships with the examples, builds preference pairs by perturbing true answers, trains the model with SFT and, from the
@@ -13,7 +14,8 @@ report.
 
 With `--dataset_name`, a model is trained on preference pairs of your own: a D2VLM, or any video model of transformers,
 with `--evidence_tokens true` or on times written as text. `--model_name_or_path` is what training starts from,
-`--resume_from_checkpoint last` continues a run that was stopped.
+`--resume_from_checkpoint last` continues a run that was stopped. `--config_file` puts it on several GPUs, see
+docs/distributed.md.
 """
 
 import sys

@@ -5,6 +5,7 @@ Supervised fine-tuning with evidence tokens.
     accelerate launch examples/sft.py
     accelerate launch examples/sft.py --dataset path/to/real_clips_events.jsonl
     accelerate launch examples/sft.py --config recipes/qwen3_vl_4b/sft.yaml --dataset_name path/to/rows
+    accelerate launch --config_file recipes/accelerate/zero2.yaml examples/sft.py ...
 
 Without arguments a tiny model begins to learn EventWorld from rendered videos; 400 steps from scratch leave it below
 the baselines, and `recipes/eventworld/pretrain.py` is how the model that ships with the examples was made. With
@@ -13,7 +14,8 @@ and the model is scored on those same clips: proof that the whole path works on 
 
 With `--dataset_name`, a model is trained on rows of your own: a D2VLM, or any video model of transformers, with
 `--evidence_tokens true` or on times written as text. `--model_name_or_path` is what training starts from,
-`--resume_from_checkpoint last` continues a run that was stopped.
+`--resume_from_checkpoint last` continues a run that was stopped. `--config_file` puts it on several GPUs, see
+docs/distributed.md.
 """
 
 import sys

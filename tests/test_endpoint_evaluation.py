@@ -1,5 +1,5 @@
 # Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
-"""`trl-temporal eval --endpoint`: a model behind an OpenAI-compatible endpoint is asked with frames and their times."""
+"""`trl-temporal eval --endpoint`: a model elsewhere is asked with frames and their times."""
 
 import base64
 import io

@@ -3,12 +3,14 @@
 
 import os
 import signal
+import time
 
 import pytest
 import torch
 from transformers import TrainerCallback
 
 from trl_temporal import EvidenceSFTConfig, EvidenceSFTTrainer
+from trl_temporal.trainer.callbacks import InterruptCallback
 
 
 class PressCtrlC(TrainerCallback):
@@ -44,7 +46,9 @@ def test_ctrl_c_leaves_a_checkpoint_that_resume_continues(tiny_dir, event_world,
 
     handler = signal.getsignal(signal.SIGINT)
     stopped = make_trainer(tiny_dir, event_world, tmp_path / "run", frames, callbacks=[PressCtrlC()])
-    with pytest.raises(KeyboardInterrupt, match="stopped after step 2 of 4.*resume_from_checkpoint last"):
+    with pytest.raises(
+        KeyboardInterrupt, match="stopped after step 2 of 4.*checkpoint-2.*resume_from_checkpoint last"
+    ):
         stopped.train()
     assert signal.getsignal(signal.SIGINT) is handler
     assert (tmp_path / "run" / "checkpoint-2" / "trainer_state.json").exists()
@@ -67,3 +71,22 @@ def test_a_failed_training_gives_the_signals_back(tiny_dir, event_world, tmp_pat
     with pytest.raises(RuntimeError, match="disk is full"):
         trainer.train()
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_second_ctrl_c_stops_at_once(monkeypatch):
+    handler = signal.getsignal(signal.SIGINT)
+    interrupt = InterruptCallback()
+    interrupt.on_train_begin(None, None, None)
+    try:
+        # Launchers and schedulers may send it twice.
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        assert interrupt.received == signal.SIGTERM
+        now_s = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: now_s + 5)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        interrupt.restore()

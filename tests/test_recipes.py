@@ -2,9 +2,11 @@
 """The recipes: they are understood, planned at the size of their models, and run on tiny ones of the same family."""
 
 import json
+import os
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +14,10 @@ import pytest
 import torch
 import transformers
 import yaml
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.commands import launch as accelerate_launch
 from safetensors.torch import load_file
+from transformers.integrations import deepspeed
 from trl import ModelConfig, TrlParser
 
 import examples.fpo
@@ -24,6 +29,7 @@ from trl_temporal.trainer.script_arguments import DataArguments, load_model, loa
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(ROOT.glob("recipes/qwen*/*.yaml"))
+LAUNCHERS = sorted(ROOT.glob("recipes/accelerate/*.yaml"))
 FAMILY = {"qwen3_vl_4b": "qwen3_vl", "qwen2_5_vl_7b": "qwen2_5_vl"}
 PLAIN = {
     "sft": ["--evidence_tokens", "false", "--evidence_coef", "0", "--consistency_coef", "0"],
@@ -54,6 +60,9 @@ def test_a_recipe_opens_with_its_launch_line_and_what_was_not_measured(recipe):
     assert launch[:5] == ["accelerate", "launch", f"examples/{recipe.stem}.py", "--config", name]
     assert ["trl-temporal", "plan", name, *launch[5:]] in others
     assert ["...", *PLAIN[recipe.stem]] in others
+    (several,) = (words for words in others if "--config_file" in words)
+    assert several[:3] == ["accelerate", "launch", "--config_file"] and several[4:] == [launch[2], "..."]
+    assert ROOT / several[3] in LAUNCHERS
     assert "Not measured" in comment_of(recipe)
 
 
@@ -222,3 +231,143 @@ def test_fpo_goes_on_from_the_adapter_of_sft(launch, event_world, preferences, t
         assert main([*words, *more]) == 0
         counts.append(json.loads(capsys.readouterr().out)["num_trainable"])
     assert counts[0] == counts[1]
+
+
+@pytest.fixture
+def launch_line(monkeypatch):
+    """What accelerate makes of the launch line in a file: its arguments, and the environment of the processes."""
+    monkeypatch.chdir(ROOT)
+
+    def read(path: Path) -> tuple:
+        text = re.search(r"^#     (accelerate launch (?:.*\\\n# +)*.*)$", path.read_text(), flags=re.MULTILINE).group(
+            1
+        )
+        words = shlex.split(re.sub(r"\\\n# +", "", text))
+        assert words[2:4] == ["--config_file", str(path.relative_to(ROOT))]
+        words = ["0" if word == "RANK" else word for word in words[2:]]
+        args, defaults, _ = accelerate_launch._validate_launch_command(
+            accelerate_launch.launch_command_parser().parse_args(words)
+        )
+        if args.use_deepspeed:  # as `launch_command` does
+            args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+            return args, accelerate_launch.prepare_deepspeed_cmd_env(args)[1]
+        if args.num_processes > 1:
+            return args, accelerate_launch.prepare_multi_gpu_env(args)
+        return args, accelerate_launch.prepare_simple_launcher_cmd_env(args)[1]
+
+    return read
+
+
+@pytest.mark.parametrize("path", LAUNCHERS, ids=lambda path: path.stem)
+def test_accelerate_understands_the_launch_line(path, launch_line):
+    pytest.importorskip("deepspeed")
+    args, environment = launch_line(path)
+    uses = {name for name in ("use_deepspeed", "use_fsdp", "multi_gpu") if getattr(args, name)}
+    expected = {"single": set(), "ddp": {"multi_gpu"}, "fsdp2": {"use_fsdp"}}
+    assert uses == expected.get(path.stem, {"use_deepspeed"})
+    assert args.num_processes == {"single": 1, "multi_node": 16}.get(path.stem, 8)
+    assert args.num_machines == (2 if path.stem == "multi_node" else 1)
+    assert (ROOT / args.training_script).is_file()
+    if "use_deepspeed" in uses:
+        assert environment["ACCELERATE_USE_DEEPSPEED"] == "true"
+        stage = "zero2" if path.stem == "multi_node" else path.stem
+        assert environment["ACCELERATE_DEEPSPEED_CONFIG_FILE"] == f"recipes/deepspeed/{stage}.json"
+        assert environment["ACCELERATE_DEEPSPEED_ZERO3_INIT"] == str("zero3" in stage).lower()
+
+
+def test_there_is_a_launcher_for_each_back_end():
+    names = "ddp fsdp2 multi_node single zero1 zero2 zero3 zero3_offload"
+    assert [path.stem for path in LAUNCHERS] == names.split()
+
+
+def test_fsdp2_is_what_accelerate_makes_of_its_file(launch_line, monkeypatch):
+    """A dry run: no GPU, so nothing is sharded."""
+    _, environment = launch_line(ROOT / "recipes" / "accelerate" / "fsdp2.yaml")
+    for name, value in environment.items():
+        if name.startswith("FSDP_"):
+            monkeypatch.setenv(name, value)
+    plugin = FullyShardedDataParallelPlugin()
+    assert (plugin.fsdp_version, plugin.reshard_after_forward, plugin.cpu_ram_efficient_loading) == (2, True, False)
+    model, _ = families.build("qwen3_vl")
+    plugin.set_auto_wrap_policy(model)
+    wrapped = plugin.auto_wrap_policy.keywords["transformer_layer_cls"]
+    assert {layer.__name__ for layer in wrapped} == {"Qwen3VLTextDecoderLayer", "Qwen3VLVisionBlock"}
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/deepspeed/*.json")), ids=lambda path: path.stem)
+def test_deepspeed_knows_every_key_and_nothing_stays_auto(path, tiny, tmp_path):
+    pytest.importorskip("deepspeed")
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    args = EvidenceSFTConfig(str(tmp_path), use_cpu=True, bf16=True, report_to="none")
+    config = deepspeed.HfTrainerDeepSpeedConfig(str(path))
+    try:
+        config.trainer_config_process(args)
+        config.trainer_config_finalize(args, tiny[0], 10)
+    finally:
+        deepspeed.unset_hf_deepspeed_config()
+    assert "auto" not in json.dumps(config.config) and config.config["bf16"]["enabled"]
+    known = DeepSpeedConfig(config.config)
+    assert known.zero_config.stage == int(path.stem[4])
+    offload = known.zero_config.offload_param
+    assert (offload is not None) == ("offload" in path.stem)
+
+
+def test_the_scripts_for_several_machines(tmp_path):
+    """torchrun's words, as the script writes them; the other one is read by its shell."""
+    folder = ROOT / "recipes" / "multi_node"
+    subprocess.run(["bash", "-n", str(folder / "slurm.sh")], check=True)
+    (tmp_path / "torchrun").write_text("#!/bin/sh\necho $@\n")
+    (tmp_path / "torchrun").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NODES": "2", "HEAD": "10.0.0.1"}
+    command = [str(folder / "torchrun.sh"), "examples/sft.py", "--max_steps", "1"]
+    words = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.split()
+    assert words[:4] == ["--nnodes", "2", "--nproc_per_node", "8"] and "10.0.0.1:29500" in words
+    assert words[-4:] == ["--max_steps", "1", "--deepspeed", "recipes/deepspeed/zero2.json"]
+    assert (ROOT / words[-1]).is_file()
+
+
+# --- D2VLM as it was released: native, so that there is no stock model below it ---
+
+D2VLM_RECIPES = sorted(ROOT.glob("recipes/d2vlm_phi3/*.yaml"))
+every_d2vlm_recipe = pytest.mark.parametrize("recipe", D2VLM_RECIPES, ids=lambda path: path.stem)
+
+
+@every_d2vlm_recipe
+def test_the_recipe_of_d2vlm_has_what_the_release_computes(recipe):
+    config_class = {"sft": EvidenceSFTConfig, "fpo": FPOConfig}[recipe.stem]
+    settings = yaml.safe_load(recipe.read_text())
+    for name, value in config_class._presets["d2vlm-release"].items():
+        assert settings[name] == value, name
+    launch, *others = commands_of(recipe)
+    several = ["accelerate", "launch", "--config_file", "recipes/accelerate/zero2.yaml", launch[2], "..."]
+    assert several in others and ["trl-temporal", "plan", launch[4], *launch[5:]] in others
+    assert "Not measured" in comment_of(recipe)
+
+
+@every_d2vlm_recipe
+def test_the_launch_line_of_d2vlm_trains(recipe, tiny_dir, event_world, preferences, tmp_path, monkeypatch):
+    rows = event_world["train"].select(range(2)) if recipe.stem == "sft" else preferences.select(range(2))
+    rows.save_to_disk(tmp_path / "rows")
+    monkeypatch.chdir(tmp_path)
+    script = commands_of(recipe)[0][2]
+    words = [
+        script, "--config", str(recipe), "--dataset_name", str(tmp_path / "rows"), "--model_name_or_path",
+        str(tiny_dir), "--max_steps", "1", "--gradient_accumulation_steps", "1", "--logging_steps", "1", "--use_cpu",
+        "true", "--disable_tqdm", "true", "--dtype", "float32", "--bf16", "false", "--frame_cache_dir",
+        str(tmp_path / "frames"), "--lora_target_modules", ".*language_model.*q_proj",
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", words)
+    runpy.run_path(str(ROOT / script), run_name="__main__")
+    output = tmp_path / yaml.safe_load(recipe.read_text())["output_dir"]
+    names = adapter_of(output).keys()
+    for part in ("lora_B", "evi_head", "frame_head", "embed_tokens"):
+        assert any(part in name for name in names), part
+
+
+@pytest.mark.parametrize("module", [examples.sft, examples.fpo], ids=["sft", "fpo"])
+def test_the_recipe_of_eventworld_is_what_the_example_does_without_arguments(module):
+    recipe = yaml.safe_load((ROOT / "recipes" / "eventworld" / f"{Path(module.__file__).stem}.yaml").read_text())
+    name = "model_name_or_path"
+    same = {name: str(ROOT / recipe[name])} if name in recipe else {}
+    assert recipe | same == module.DEFAULTS

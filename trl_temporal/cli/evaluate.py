@@ -50,12 +50,15 @@ def add_eval_parser(verbs) -> None:
 
 
 def _eval(args: argparse.Namespace) -> int:
+    import torch
     from accelerate import PartialState
 
     from ..evaluation.runner import evaluate_model, score_predictions
 
     if (args.model is None) == (args.predictions is None):
         raise ValueError("Give either a MODEL to run or --predictions FILE to score.")
+    # Without `cpu`, processes of a launcher on a machine without GPUs would each believe that they are alone.
+    state = PartialState(cpu=args.endpoint is not None or not torch.accelerator.is_available())
     output_dir = args.output or f"outputs/eval/{args.benchmark}"
     shared = {
         "output_dir": output_dir,
@@ -91,7 +94,7 @@ def _eval(args: argparse.Namespace) -> int:
             frame_cache_dir=args.frame_cache,
             **shared,
         )
-    if PartialState().is_main_process:
+    if state.is_main_process:
         run.print_table()
         print(f"Wrote {output_dir}")
     return 0

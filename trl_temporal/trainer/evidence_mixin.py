@@ -1,15 +1,19 @@
 # Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
 """What the trainers with evidence losses share: data preparation, counts over all ranks and steps, the losses."""
 
+import functools
+import itertools
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
 import torch
+from accelerate.data_loader import DataLoaderDispatcher
 from peft import PeftModel
 from transformers import AutoConfig, PreTrainedModel
-from transformers.trainer_utils import get_last_checkpoint, has_length
+from transformers.trainer_utils import has_length
 
 from ..data.chat_collator import ChatCollator, ChatPreferenceCollator
 from ..data.chat_inputs import DEFAULT_FPS, DEFAULT_MAX_FRAMES, time_ids_per_second
@@ -28,11 +32,16 @@ from ..data.schema import (
     without_video_decoding,
 )
 from ..data.video_check import drop_rows, find_bad_videos
+from ..evaluation.loading import record_base
+from ..hub.card import FOLDER, complete_model_card
 from ..losses import consistency_l1, grounding_bce, soft_targets
 from ..models.d2vlm.configuration_d2vlm import BACKBONES
 from ..models.d2vlm.modeling_d2vlm import STAGE_EVIDENCE, STAGE_RESPONSE, D2VLMForConditionalGeneration
-from .callbacks import InterruptCallback
+from .bad_rows import SKIPPED, BadRowCollator, share_error, write_skipped
+from .blank_video import OWN_COLLATORS, blank_inputs
 from .fused_forward import EvidenceFusedOutput, frame_spans
+from .resumable import ResumableTrainerMixin
+from .sharding import EXACT_IN_BATCH, gathered, hide_exact, is_sharded, show_exact
 from .shared_videos import video_parameters
 
 
@@ -92,24 +101,7 @@ def hide_images(kwargs: dict) -> dict:
     }
 
 
-QUICK_START = """## Quick start
-
-```python
-from trl_temporal import D2VLMForConditionalGeneration, D2VLMProcessor, generate_answers
-
-model = D2VLMForConditionalGeneration.from_pretrained("{name}")
-processor = D2VLMProcessor.from_pretrained("{name}")
-content = [{{"type": "video"}}, {{"type": "text", "text": "When does it happen?"}}]
-row = {{"videos": [{{"path": "video.mp4"}}], "prompt": [{{"role": "user", "content": content}}]}}
-print(*generate_answers(model, processor, [row]))
-```
-
-Without the package, `AutoModelForImageTextToText` and `AutoProcessor` load it with `trust_remote_code=True`.
-
-"""
-
-
-class EvidenceTrainerMixin:
+class EvidenceTrainerMixin(ResumableTrainerMixin):
     """
     Comes before a TRL trainer in the bases of [`EvidenceSFTTrainer`] and [`FPOTrainer`].
 
@@ -120,49 +112,33 @@ class EvidenceTrainerMixin:
 
     _row_kind: str  # of the validator: "sft" or "preference"
     _has_evidence: bool  # whether the model is a D2VLM, and not one that writes times as text
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        r"""
-        Trains, see [`~transformers.Trainer.train`]. Ctrl-C finishes the step and writes a checkpoint before it stops.
-
-        Args:
-            resume_from_checkpoint (`str` or `bool`, *optional*):
-                Checkpoint to continue from; `True` or `"last"` for the newest in the output folder, from the start if
-                there is none. Defaults to `args.resume_from_checkpoint`.
-
-        Raises:
-            KeyboardInterrupt: after an orderly stop by a signal.
-        """
-        if resume_from_checkpoint is None:
-            resume_from_checkpoint = self.args.resume_from_checkpoint
-        if resume_from_checkpoint is True or resume_from_checkpoint in ("last", "True", "true"):
-            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
-        interrupt = InterruptCallback()
-        self.add_callback(interrupt)
-        try:
-            output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        finally:
-            interrupt.restore()
-            self.remove_callback(interrupt)
-        if interrupt.received is not None:
-            raise KeyboardInterrupt(
-                f"stopped after step {self.state.global_step} of {self.state.max_steps}; the checkpoint is in "
-                f"{self.args.output_dir}. Continue with `--resume_from_checkpoint last`."
-            )
-        return output
+    _num_skipped = 0  # rows that turned out to be bad in training
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
-        """TRL's card, of a D2VLM with a quick start that shows it a video instead of asking a text model."""
+        """TRL's card, with a quick start that shows the model a video, the data, the settings and the metrics."""
+        paper, of_trl = type(self)._paper, super()._paper
+        is_grounded = self._has_evidence or (self._row_kind == "preference" and self.args.grounding_coef != 0)
+        if is_grounded:
+            citations = [paper["citation"], of_trl.get("citation")]
+            self._paper = {**paper, "citation": "\n\n".join(filter(None, citations))}
+        else:  # TRL's own method, with video
+            self._name, self._paper = super()._name, of_trl
         super().create_model_card(model_name=model_name, dataset_name=dataset_name, tags=tags)
-        if not (self._has_evidence and self.is_world_process_zero()):
-            return
-        path = Path(self.args.output_dir, "README.md")
-        head, rest = path.read_text(encoding="utf-8").split("## Quick start", maxsplit=1)
-        rest = rest[rest.index("## Training procedure") :]
-        # A model that was loaded from a folder has no page to link to.
-        head = head.replace("This model is a fine-tuned version of [None](https://huggingface.co/None).\n", "")
-        quick_start = QUICK_START.format(name=self.hub_model_id or model_name or "path/to/this/folder")
-        path.write_text(head + quick_start + rest, encoding="utf-8")
+        if self.is_world_process_zero():
+            complete_model_card(
+                Path(self.args.output_dir, "README.md"),
+                name=self.hub_model_id or FOLDER,
+                model=self.model,
+                args=self.args,
+                log_history=self.state.log_history,
+                dataset=self.train_dataset,
+                dataset_name=dataset_name,
+            )
+
+    def _save(self, output_dir=None, state_dict=None):
+        if self.args.should_save and isinstance(self.model, PeftModel):
+            record_base(self.model, output_dir or self.args.output_dir)
+        super()._save(output_dir, state_dict)
 
     def _base_model(self) -> D2VLMForConditionalGeneration:
         """The model without its PEFT wrapper."""
@@ -182,7 +158,8 @@ class EvidenceTrainerMixin:
         if self.args.feature_cache is None:
             return
         model = self._base_model()
-        key = feature_key(model, self.data_collator.processor, self.read_video.sampling)
+        with gathered(video_parameters(model).values()):
+            key = feature_key(model, self.data_collator.processor, self.read_video.sampling)
         cache = FeatureCache.open(self.args.feature_cache, key)
         cache.check_frozen(model)
         dataset = self.train_dataset
@@ -197,6 +174,39 @@ class EvidenceTrainerMixin:
                     )
         self.data_collator.read_video = cache.get
 
+    def _blank_video(self, trained: bool) -> Callable[[], dict] | None:
+        """
+        Gives the video of batches without one, where all processes must run the same parts of the model; `trained`
+        says whether what sees videos is trained. `None` where they need not.
+        """
+        if self.accelerator.num_processes == 1 or not (self._has_evidence or trained or is_sharded(self.accelerator)):
+            return None
+        if is_sharded(self.accelerator) and "images" in (self.train_dataset.column_names or []):
+            raise ValueError(
+                "The rows have images, which some batches may lack. Under ZeRO-3 and FSDP all processes must run the "
+                "same parts of the model, and those without would wait for ever. Use ZeRO-2, or remove the column."
+            )
+        model_type = self._base_model().config.model_type
+        if model_type in (*BACKBONES, "d2vlm") and isinstance(self.data_collator, OWN_COLLATORS):
+            return functools.cache(self._make_blank_video)
+        if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            return None  # DDP finds parameters that have no gradient
+
+        def refuse():
+            raise ValueError(
+                f"A batch has no video, which other processes may have, and {model_type!r} with this collator cannot "
+                "be shown a blank one: processes that run different parts of the model wait for each other. Use rows "
+                "that all have a video, the trainer's own collator and a known family, or plain DDP."
+            )
+
+        return refuse
+
+    def _make_blank_video(self) -> dict:
+        row = None
+        if self.args.feature_cache is not None:  # which holds no blank video
+            row = next((row for row in self.train_dataset if row.get("videos")), None)
+        return self._prepare_inputs(blank_inputs(self.data_collator, row))
+
     def _freeze_vision_tower(self) -> None:
         # PEFT has frozen it already, but for the adapters that the user put into it.
         if self.args.freeze_vision_tower and not isinstance(self.model, PeftModel):
@@ -206,6 +216,11 @@ class EvidenceTrainerMixin:
     def _prepare_dataset(self, dataset, processing_class, args, *unused, dataset_name: str | None = None):
         """Checks every row and every video before training; TRL's own preparation would tokenize without the video."""
         name = dataset_name or unused[-1]
+        if args.accelerator_config.dispatch_batches:
+            raise ValueError(
+                "`dispatch_batches=True` has one process read all batches and cut them up by rows, but videos stand "
+                "in a batch once each, in pieces of different lengths. Leave it out: each process reads its own rows."
+            )
         if _IMAGES in (dataset.column_names or []):
             dataset = dataset.rename_column(_IMAGES, "images")
         skip = args.on_bad_sample == "skip"
@@ -262,13 +277,43 @@ class EvidenceTrainerMixin:
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return VideoGroupSampler(videos, seed=seed)
 
+    def get_train_dataloader(self):
+        """TRL's, with a collator that follows `on_bad_sample` where a video turns bad after the check."""
+        collator = self.data_collator
+        # TRL's mean over the tokens of a pair is not a number where there are none.
+        skip = self.args.on_bad_sample == "skip" and "sft" not in self.args.loss_type
+        self.data_collator = BadRowCollator(collator, skip)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collator
+
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        batch_samples, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches, error, skipped = [], None, []
+        try:
+            batches = list(itertools.islice(epoch_iterator, num_batches))
+        except Exception as raised:
+            if isinstance(self.callback_handler.train_dataloader, DataLoaderDispatcher):
+                raise  # it has read for all ranks, which wait inside for the batches
+            error = raised
+        for batch in batches:
+            skipped += batch.pop(SKIPPED, [])
+        grounded_and_tokens = sum(map(self._count, batches), torch.zeros(2, dtype=torch.long))
+        counts = torch.cat([grounded_and_tokens, torch.tensor([len(skipped), error is not None])])
+        counts = self.accelerator.reduce(counts.to(device), reduction="sum")
+        self._step_counts = counts[:2]
+        num_skipped, num_errors = counts[2:].tolist()
+        if num_errors:
+            share_error(self.accelerator, error)
+        if num_skipped:
+            manifest = Path(self.args.output_dir, "skipped_in_training.jsonl")
+            write_skipped(self.accelerator, manifest, self.state.global_step + 1, skipped)
+        if self.args.on_bad_sample == "skip":
+            self._num_skipped += num_skipped
+            self._metrics["train"][SKIPPED] = [self._num_skipped]
         if self.state.global_step == 0:
-            self._refuse_blind_batches(batch_samples)
-        counts = sum((self._count(batch) for batch in batch_samples), torch.zeros(2, dtype=torch.long))
-        self._step_counts = self.accelerator.reduce(counts.to(device), reduction="sum")
-        return batch_samples, num_items_in_batch
+            self._refuse_blind_batches(batches)
+        return super().get_batch_samples(iter(batches), num_batches, device)
 
     def _refuse_blind_batches(self, batches: list[dict]) -> None:
         """A collator of one's own may leave the videos out; then the model would train without an error, and blind."""
@@ -294,7 +339,8 @@ class EvidenceTrainerMixin:
         is what the trainer trains on and logs, is the loss of the step.
         """
         if not self.model.training:
-            return total / self._count(batch)[which].clamp(min=1)
+            count = self.accelerator.reduce(self._count(batch).to(total.device), reduction="sum")[which]
+            return total * self.accelerator.num_processes / count.clamp(min=1)
         scale = self.accelerator.num_processes * self.current_gradient_accumulation_steps
         return total * scale / self._step_counts[which].clamp(min=1)
 
@@ -311,9 +357,13 @@ class EvidenceTrainerMixin:
     def _evidence_losses(
         self, output: EvidenceFusedOutput, inputs: dict, rows: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """L_gnd and L_cons of the first `rows` rows; zero for a batch without video, which other ranks may have."""
+        """L_gnd and L_cons of the first `rows` rows; zero for a batch without evidence."""
         if output.evidence_logits is None:
             zero = output.log_probs.new_zeros(())
+            return zero, zero
+        if output.evidence_logits.shape[1] == 0:
+            # Nothing to sum over, but a gradient: others may have evidence, and all must go the same way back.
+            zero = output.evidence_logits.sum() + output.evidence_queries.sum()
             return zero, zero
         stage, frames = inputs["evidence_stage"][:rows], inputs["evidence_frame_mask"][:rows]
         targets = frames
@@ -328,9 +378,13 @@ class EvidenceTrainerMixin:
         )
         return self._divide(grounding.sum(), 0, inputs), self._divide(consistency.sum(), 0, inputs)
 
+    def _prepare_inputs(self, inputs):
+        return show_exact(super()._prepare_inputs(hide_exact(inputs)), EXACT_IN_BATCH)
+
     def _log_metric(self, name: str, value: torch.Tensor) -> None:
         mode = "train" if self.model.training else "eval"
-        self._metrics[mode][name].append(self.accelerator.gather_for_metrics(value.detach().float()).mean().item())
+        # Not `gather_for_metrics`, which takes the processes for rows and drops some at the end of an epoch.
+        self._metrics[mode][name].append(self.accelerator.gather(value.detach().float()).mean().item())
 
 
 def _checked(row: dict, kind: str) -> dict:

@@ -2,6 +2,7 @@
 import textwrap
 
 import torch
+from peft import PeftModel
 from transformers import AutoProcessor
 from trl import SFTTrainer
 
@@ -11,6 +12,7 @@ from ..models.d2vlm.modeling_d2vlm import STAGE_EVIDENCE
 from .evidence_mixin import EvidenceTrainerMixin, frame_cache, hide_images, is_d2vlm
 from .evidence_sft_config import EvidenceSFTConfig
 from .fused_forward import EvidenceFusedOutput, add_evidence_head, add_text_head
+from .sharding import adapting, check_processes
 from .shared_videos import SharedVideos, video_parameters
 
 
@@ -63,6 +65,7 @@ class EvidenceSFTTrainer(EvidenceTrainerMixin, SFTTrainer):
         "citation": textwrap.dedent("""\
             @inproceedings{d2vlm,
                 title     = {{Factorized Learning for Temporally Grounded Video-Language Models}},
+                author    = {Wenzheng Zeng and Difei Gao and Mike Zheng Shou and Hwee Tou Ng},
                 year      = 2025,
                 booktitle = {ICCV},
                 url       = {https://huggingface.co/papers/2512.24097}
@@ -71,6 +74,7 @@ class EvidenceSFTTrainer(EvidenceTrainerMixin, SFTTrainer):
     _row_kind = "sft"
 
     def __init__(self, model, args: EvidenceSFTConfig, data_collator=None, processing_class=None, **kwargs):
+        check_processes(args)
         self._has_evidence = is_d2vlm(model, args)
         if not self._has_evidence and (args.evidence_coef != 0 or args.consistency_coef != 0):
             raise ValueError(
@@ -91,13 +95,18 @@ class EvidenceSFTTrainer(EvidenceTrainerMixin, SFTTrainer):
             )
         elif data_collator is None:
             data_collator = ChatCollator(processing_class, self.read_video, args.max_length)
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=data_collator,
-            processing_class=processing_class,
-            **hide_images(kwargs),
-        )
+        is_peft = kwargs.get("peft_config") is not None or isinstance(model, PeftModel)
+        with adapting(model, is_peft):
+            super().__init__(
+                model=model,
+                args=args,
+                data_collator=data_collator,
+                processing_class=processing_class,
+                **hide_images(kwargs),
+            )
+        # A loss that is counted over the whole step, also for models that would average it over each batch: TRL takes
+        # theirs from the log-probabilities.
+        self.model_accepts_loss_kwargs = True
         self._outputs: list[EvidenceFusedOutput] = []
         self._freeze_vision_tower()
         self._tell_collator()
@@ -105,7 +114,7 @@ class EvidenceSFTTrainer(EvidenceTrainerMixin, SFTTrainer):
         trained = any(parameter.requires_grad for parameter in video_parameters(self._base_model()).values())
         shared = {
             "prefix_sharing": False,
-            "videos": SharedVideos(trained=trained, kept=False),
+            "videos": SharedVideos(trained=trained, kept=False, blank=self._blank_video(trained)),
             "on_output": self._outputs.append,
         }
         if self._has_evidence:

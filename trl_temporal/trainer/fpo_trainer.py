@@ -1,5 +1,7 @@
 # Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
 import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
 from datasets.fingerprint import Hasher
 from peft import PeftModel
 from transformers.utils import logging
@@ -12,6 +14,7 @@ from .evidence_mixin import EvidenceTrainerMixin, frame_cache, hide_images, is_d
 from .evidence_sft_trainer import EvidenceSFTTrainer, load_processor
 from .fpo_config import FPOConfig
 from .fused_forward import EvidenceFusedOutput, add_evidence_head, add_text_head, sharing_obstacle
+from .sharding import adapting, check_processes, hash_weights, is_sharded
 from .shared_videos import SharedVideos, same_video_parameters, video_parameters
 
 logger = logging.get_logger(__name__)
@@ -76,6 +79,7 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
     ):
         if args is None:
             args = FPOConfig("FPO")
+        check_processes(args)
         if args.reference_free and ref_model is not None:
             raise ValueError("`ref_model` was given, but `reference_free=True` uses none. Set `reference_free=False`.")
         self._has_evidence = is_d2vlm(model, args)
@@ -109,14 +113,16 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
         if args.reference_free:
             # TRL then loads no reference model, and takes the reference log-probabilities from the batch.
             args.precompute_ref_log_probs = True
-        super().__init__(
-            model=model,
-            ref_model=ref_model,
-            args=args,
-            data_collator=data_collator,
-            processing_class=processing_class,
-            **hide_images(kwargs),
-        )
+        is_peft = kwargs.get("peft_config") is not None or isinstance(model, PeftModel)
+        with adapting(model, is_peft):
+            super().__init__(
+                model=model,
+                ref_model=ref_model,
+                args=args,
+                data_collator=data_collator,
+                processing_class=processing_class,
+                **hide_images(kwargs),
+            )
         self._tell_collator()
         self._install_evidence_head()
         self._open_feature_cache()
@@ -132,7 +138,7 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
             models.append(self.accelerator.unwrap_model(self.ref_model))
         trained = any(parameter.requires_grad for parameter in video_parameters(models[0]).values())
         kept = not trained and same_video_parameters(models[0], models[-1])
-        self._videos = SharedVideos(trained=trained, kept=kept)
+        self._videos = SharedVideos(trained=trained, kept=kept, blank=self._blank_video(trained))
         if self.args.feature_cache is not None and not same_video_parameters(models[0], models[-1]):
             raise ValueError(
                 "`feature_cache` holds the features of one vision tower, and the reference model has another. Train "
@@ -171,8 +177,17 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
     def _precompute_ref_logps(self, dataset, name, batch_size):
         if self.args.reference_free:
             return dataset
+        if self.accelerator.num_processes > 1 and isinstance(dataset, Dataset) and not dataset.cache_files:
+            raise ValueError(
+                f"The {name} dataset is in the memory of each process, so that one cannot pass reference "
+                "log-probabilities to the others. Save it with `save_to_disk` and load it with `load_from_disk`, or "
+                "set `precompute_ref_log_probs=False`."
+            )
         if not self._has_evidence_head:
             self._install_evidence_head()
+            if is_sharded(self.accelerator):
+                reference = self.ref_model or self.model
+                self._precompute_model_hash = hash_weights(self.accelerator.unwrap_model(reference))
             # TRL's cache key knows the model and the rows, not what else the log-probabilities depend on.
             self._precompute_model_hash = Hasher.hash(
                 (
@@ -213,6 +228,7 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
 
     def compute_ref_log_probs(self, model, inputs):
         self._outputs.clear()
+        self._videos.clear()
         inputs = {name: value for name, value in inputs.items() if name != "factor"}
         return super().compute_ref_log_probs(model, inputs)
 
@@ -260,7 +276,7 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
             reference = ref_chosen - ref_rejected
         margins = (chosen - rejected - reference).tolist()
         metrics = self._metrics["train" if self.model.training else "eval"]
-        for factor, margin in zip(factors, margins, strict=True):
+        for factor, margin in gather_object(list(zip(factors, margins, strict=True))):
             metrics[f"margins/{factor}"].append(margin)
             metrics[f"accuracies/{factor}"].append(float(margin > 0))
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
+from trl.trainer import utils as trl_utils
 from trl.trainer.utils import FusedCausalLMOutput
 
 from ..data.collator import SPAN_UNIT
@@ -28,12 +29,27 @@ from ..losses import grounding_log_prob, soft_targets
 from ..models.d2vlm.configuration_d2vlm import BACKBONES, sparse_attention
 from ..models.d2vlm.modeling_d2vlm import D2VLMModelOutput, _positions_of, build_attention_mask
 from ..models.d2vlm.modeling_d2vlm_backbone import backbone_positions, features_of_rows, mm_encoder_outputs
+from .blank_video import with_blank
 from .pairs import Pairs
+from .sharding import running_modules, show_exact
 from .shared_videos import SharedVideos, vision_tower
 
 # What collators write for the forwards below, and processors for models; features stand for all of it.
 VIDEO_INPUTS = ("video_index", "num_frames", "num_video_features", "mm_token_type_ids", "token_type_ids")
 VIDEO_PREFIXES = ("pixel_", "video_", "second_per_grid")
+
+_gather_head = trl_utils.maybe_gather_lm_head_ctx
+
+
+def _gather_sharded_head(*weights: torch.Tensor | None):
+    """
+    Under ZeRO-3 the fused head gathers its weight, but that of a head with trainable rows is put together from two
+    parameters, gathered already, and is none itself.
+    """
+    return _gather_head(*(weight for weight in weights if hasattr(weight, "ds_status")))
+
+
+trl_utils.maybe_gather_lm_head_ctx = _gather_sharded_head
 
 
 @dataclass
@@ -91,6 +107,9 @@ def add_evidence_head(
 
     @functools.wraps(type(model).forward)  # `generate` validates its inputs against the signature
     def forward(self, *args, fused_lm_head=False, labels=None, **inputs):
+        inputs = show_exact(inputs)
+        if fused_lm_head and videos.blank is not None:
+            inputs = with_blank(inputs, videos.blank, has_evidence=True)
         spans = inputs.pop("evidence_spans", None)  # of the losses, not of the model
         if not fused_lm_head:
             return fused_forward(*args, labels=labels, **inputs)
@@ -158,6 +177,9 @@ def add_text_head(
 
     @functools.wraps(type(model).forward)  # `generate` validates its inputs against the signature
     def forward(self, *args, fused_lm_head=False, labels=None, **inputs):
+        inputs = show_exact(inputs)
+        if fused_lm_head and videos.blank is not None:
+            inputs = with_blank(inputs, videos.blank, has_evidence=False)
         span_mask = inputs.pop("span_mask", None)  # of the losses, not of the model
         if not fused_lm_head:
             return fused_forward(*args, labels=labels, **inputs)
@@ -283,7 +305,8 @@ def _stock_backbone(
         if pairs is not None:
             inputs = pairs.pack(inputs, positions)
             attention = module.config.get_text_config()._attn_implementation
-            dtype = module.get_input_embeddings().weight.dtype
+            # Not by its name: ZeRO-3 would gather the weight for the whole forward.
+            dtype = next(module.get_input_embeddings().parameters()).dtype
             inputs["attention_mask"] = build_attention_mask(
                 inputs["attention_mask"], None, inputs.pop("segment_ids"), dtype, attention
             )
@@ -306,9 +329,16 @@ def _pairs(model: PreTrainedModel, inputs: dict, labels: torch.Tensor) -> Pairs:
 
 @contextmanager
 def _hooks(module: torch.nn.Module, before: Callable, after: Callable):
+    running = running_modules()
+    depth = len(running)
+
+    def forget_early_exits(*_):
+        del running[depth:]
+
     handles = [
         module.register_forward_pre_hook(before, with_kwargs=True),
         module.register_forward_hook(after, with_kwargs=True),
+        module.register_forward_hook(forget_early_exits),
     ]
     try:
         yield

@@ -12,6 +12,7 @@ from trl import ModelConfig, get_peft_config
 from ..data.validation import load_rows
 from ..models.d2vlm import D2VLMForConditionalGeneration  # the Auto classes know a D2VLM from here on
 from ..models.d2vlm.processing_d2vlm import D2VLMBackboneProcessor
+from .sharding import adapting
 
 
 @dataclass
@@ -93,7 +94,8 @@ def load_model(script_args: DataArguments, model_args: ModelConfig) -> tuple[Pre
         processor = AutoProcessor.from_pretrained(name, **revision)
         model = AutoModelForImageTextToText.from_pretrained(name, **options)
     if script_args.adapter_name is not None:
-        model = PeftModel.from_pretrained(model, script_args.adapter_name, is_trainable=True)
+        with adapting(model):
+            model = PeftModel.from_pretrained(model, script_args.adapter_name, is_trainable=True)
     return model, processor
 
 

@@ -1,6 +1,8 @@
 # Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
 """Videos of a batch, encoded once: for all rows that show them, and for policy and reference alike."""
 
+from collections.abc import Callable
+
 import torch
 from transformers import PreTrainedModel
 
@@ -8,6 +10,7 @@ from ..data.feature_key import vision_tensors
 from ..models.d2vlm.configuration_d2vlm import BACKBONES
 from ..models.d2vlm.modeling_d2vlm import D2VLMModel
 from ..models.d2vlm.modeling_d2vlm_backbone import encode_videos
+from .sharding import same_values
 
 
 def vision_tower(model: PreTrainedModel) -> torch.nn.Module:
@@ -48,9 +51,11 @@ def video_parameters(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
 
 
 def same_video_parameters(first: PreTrainedModel, second: PreTrainedModel) -> bool:
-    """Whether two models make the same features of a video."""
+    """Whether two models make the same features of a video. To be called by all processes."""
+    if first is second:
+        return True
     ours, theirs = video_parameters(first), video_parameters(second)
-    return ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    return ours.keys() == theirs.keys() and all(same_values(value, theirs[name]) for name, value in ours.items())
 
 
 class SharedVideos:
@@ -63,10 +68,13 @@ class SharedVideos:
         kept (`bool`):
             Whether all models that ask make the same features: those of the last batch are then kept until
             [`SharedVideos.clear`].
+        blank (`Callable`, *optional*):
+            Gives the inputs of a video for batches without one, where all processes must run the same parts of the
+            model; see [`~trl_temporal.trainer.blank_video.with_blank`].
     """
 
-    def __init__(self, trained: bool, kept: bool):
-        self.trained, self.kept = trained, kept
+    def __init__(self, trained: bool, kept: bool, blank: Callable[[], dict] | None = None):
+        self.trained, self.kept, self.blank = trained, kept, blank
         self.clear()
 
     def clear(self) -> None:

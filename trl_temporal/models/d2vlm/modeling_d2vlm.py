@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.generation import GenerateDecoderOnlyOutput
+from transformers.integrations import deepspeed as deepspeed_integration
 from transformers.modeling_outputs import ModelOutput
 
 from .configuration_d2vlm import D2VLMConfig, D2VLMConvStemConfig, backbone_traits, check_backbone
@@ -899,12 +900,32 @@ def _check_backbone(backbone: PreTrainedModel, processor: D2VLMBackboneProcessor
             f"The language-model head of {type(backbone).__name__} is no linear layer without bias, so it would not "
             "be saved as it is. Pass a model as of `AutoModelForImageTextToText`."
         )
+    if any(hasattr(parameter, "ds_id") for parameter in backbone.parameters()):
+        raise ValueError(
+            "The backbone is in pieces, as it is loaded under DeepSpeed ZeRO-3, so its rows cannot be read. Pass its "
+            "name, or load it before the training arguments are made."
+        )
     config = backbone.config
     if processor.video_token_id != (config.image_token_id if traits.modality == "image" else config.video_token_id):
         raise ValueError(
             f"The processor is of another model than the backbone, {type(backbone).__name__}: their video tokens "
             "differ. Make it with `D2VLMBackboneProcessor.from_backbone` from the backbone's own."
         )
+
+
+@contextmanager
+def _in_one_piece():
+    """
+    Under DeepSpeed ZeRO-3 transformers makes models in pieces, of which no rows can be read. While this is open it
+    makes them whole; DeepSpeed takes them apart when training starts.
+    """
+    config = deepspeed_integration._hf_deepspeed_config_weak_ref
+    deepspeed_integration.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if config is not None and config() is not None:
+            deepspeed_integration.set_hf_deepspeed_config(config())
 
 
 def _give_rows(backbone: PreTrainedModel, processor: D2VLMBackboneProcessor) -> None:
@@ -1004,7 +1025,8 @@ class D2VLMForConditionalGeneration(D2VLMPreTrainedModel, GenerationMixin):
                 "`D2VLMBackboneProcessor.from_backbone` makes."
             )
         if is_name:
-            backbone = AutoModelForImageTextToText.from_pretrained(backbone, **kwargs)
+            with _in_one_piece():
+                backbone = AutoModelForImageTextToText.from_pretrained(backbone, **kwargs)
         _check_backbone(backbone, processor)
         embedding, head = backbone.get_input_embeddings(), backbone.get_output_embeddings()
         config = cls.config_class(
@@ -1018,7 +1040,7 @@ class D2VLMForConditionalGeneration(D2VLMPreTrainedModel, GenerationMixin):
             tie_word_embeddings=head.weight is embedding.weight,
         )
         # What is new is drawn the same every time: an adapter must meet what it was trained beside.
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _in_one_piece():
             torch.default_generator.manual_seed(0)
             _give_rows(backbone, processor)
             embedding, head = backbone.get_input_embeddings(), backbone.get_output_embeddings()

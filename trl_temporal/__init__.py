@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .trainer.evidence_sft_trainer import EvidenceSFTTrainer
     from .trainer.fpo_config import FPOConfig
     from .trainer.fpo_trainer import FPOTrainer
+    from .trainer.temple_config import TempleConfig
+    from .trainer.temple_trainer import TempleTrainer
 
 __version__ = "0.1.0.dev0"
 
@@ -40,6 +42,8 @@ _MODULE_OF = {
     "GroundedEvaluationCallback": "evaluation.callback",
     "GroundedEvaluator": "evaluation.evaluator",
     "Span": "spans",
+    "TempleConfig": "trainer.temple_config",
+    "TempleTrainer": "trainer.temple_trainer",
     "evaluate_model": "evaluation.runner",
     "generate_answers": "evaluation.generation",
     "score_predictions": "evaluation.runner",
@@ -59,6 +63,8 @@ __all__ = [
     "GroundedEvaluationCallback",
     "GroundedEvaluator",
     "Span",
+    "TempleConfig",
+    "TempleTrainer",
     "evaluate_model",
     "generate_answers",
     "score_predictions",

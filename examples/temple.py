@@ -98,6 +98,11 @@ def main() -> None:
     if not any(word.startswith(("--config", "--dataset_name")) for word in sys.argv):
         parser.set_defaults_with_config(**DEFAULTS)
     script_args, training_args, model_args = parser.parse_args_and_config()
+    if script_args.adapter_name is not None:
+        raise ValueError(
+            "`adapter_name`: a curriculum begins with adapters of its own. Merge this one first, with "
+            "`trl-temporal merge`, and give the merged model as `model_name_or_path`."
+        )
     if script_args.dataset_name is not None:
         train_on_pairs(script_args, training_args, model_args)
     else:
@@ -222,9 +227,10 @@ def make_data(script_args: ScriptArguments, console: Console) -> tuple[list[Film
 
     work = folder / f"temple_{script_args.num_train}"
     paths = [film.path for film in train]
-    found = select_videos(paths, work, detect=find_cuts, embed=bright_things, num_workers=script_args.num_workers)
-    console.print(f"Selection: {', '.join(f'{count} {reason}' for reason, count in found.items())}")
-    caption_path(work, work / "descriptions", Truth(train), "what is known of EventWorld")
+    if PartialState().is_main_process:  # the others read what it has written
+        found = select_videos(paths, work, detect=find_cuts, embed=bright_things, num_workers=script_args.num_workers)
+        console.print(f"Selection: {', '.join(f'{count} {reason}' for reason, count in found.items())}")
+        caption_path(work, work / "descriptions", Truth(train), "what is known of EventWorld")
     pairs, report = temple_pairs(read_descriptions(work / "descriptions"), questions=[QUESTION])
     console.print(pairs_table(report), signal_table(check_signal(pairs)), sep="\n")
     return train + test, pairs

@@ -4,6 +4,7 @@
 import base64
 import io
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from tests.test_distort import endpoint
 from trl_temporal import evaluate_model
 from trl_temporal.cli import main
 from trl_temporal.evaluation import runner
-from trl_temporal.video import load_video
+from trl_temporal.evaluation.endpoint_texts import ask_endpoint
+from trl_temporal.synthesis.endpoint import ChatEndpoint
+from trl_temporal.video import load_row_video, load_video
 
 
 @pytest.fixture
@@ -90,10 +93,40 @@ def test_a_row_that_the_endpoint_refuses_is_named_or_counted(data):
     assert any("too long" in problem.detail for problem in run.scores["fixed"].problems)
 
 
-def test_an_endpoint_that_refuses_all_is_an_error(data):
-    with endpoint(lambda number, body: (400, {"error": "no such model"})) as server:
-        with pytest.raises(ConnectionError, match="refuses every request.*no such model"):
-            evaluate_model("b-model", "rows", data[0], endpoint=server.url, on_bad_sample="skip", progress=False)
+@pytest.mark.parametrize("on_bad_sample", ["raise", "skip"])
+def test_a_model_that_the_endpoint_does_not_have_is_an_error(data, on_bad_sample):
+    with endpoint(lambda number, body: (404, {"error": "no such model"})) as server:
+        with pytest.raises(ConnectionError, match="status 404.*no such model.*Check the endpoint"):
+            evaluate_model("b", "rows", data[0], endpoint=server.url, on_bad_sample=on_bad_sample, progress=False)
+
+
+def test_each_refused_row_has_its_own_words(data):
+    path, rows = data
+    refused = [question(row) for row in rows[1:3]]
+
+    def behave(number, body):
+        words = [words for words in refused if words in asked(body)]
+        return (400, {"error": f"held back: {words[0]}"}) if words else "From 1.0 to 2.5 seconds."
+
+    reader = partial(load_row_video, fps=1)
+    with endpoint(behave) as server:
+        # Chunks of two rows: the last one is refused as a whole.
+        shared = {"read_video": reader, "progress": False}
+        answers, found = ask_endpoint(ChatEndpoint(server.url, concurrency=2), "m", [rows[0], *rows[:3]], **shared)
+    assert list(found) == [2, 3]
+    assert all(words in found[number] for number, words in zip((2, 3), refused, strict=True))
+    assert [bool(answer.text) for answer in answers] == [True, True, False, False]
+
+
+def test_rows_that_are_all_refused_are_counted_and_listed(data):
+    path, rows = data
+    with endpoint(lambda number, body: (400, {"error": "too many pictures"})) as server:
+        shared = {"endpoint": server.url, "progress": False}
+        with pytest.raises(ValueError, match="too many pictures"):
+            evaluate_model("a-model", "rows", path, **shared)
+        run = evaluate_model("a-model", "rows", path, on_bad_sample="skip", **shared)
+    problems = run.scores["fixed"].problems
+    assert sum("too many pictures" in problem.detail for problem in problems) == len(rows)
 
 
 def test_features_cannot_be_sent(data):

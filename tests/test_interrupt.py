@@ -80,13 +80,13 @@ def test_a_second_ctrl_c_stops_at_once(monkeypatch):
     try:
         # Launchers and schedulers may send it twice.
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
         assert interrupt.received == signal.SIGTERM
         now_s = time.monotonic()
         monkeypatch.setattr(time, "monotonic", lambda: now_s + 5)
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) is handler
     finally:
         interrupt.restore()

@@ -393,6 +393,27 @@ def test_an_endpoint_that_refuses_or_goes_away(folder, tmp_path):
         captioner(requests, videos)
 
 
+def test_what_an_endpoint_refused_is_asked_again_and_ends_no_run(tmp_path):
+    requests = [CaptionRequest(f"v{number}", "description", f"List {number}.", (0,)) for number in range(10)]
+    refused = {"List 3.", "List 7."}
+
+    def behave(number, body):
+        prompt = body["messages"][0]["content"][-1]["text"]
+        return (400, {"error": f"no {prompt}"}) if prompt in refused else "A text."
+
+    with endpoint(behave) as server:
+        captioner = EndpointCaptioner(server.url, "m")
+        for num_asked in (10, 12, 14):
+            cache = AnswerCache(tmp_path / "one")
+            answer_requests(requests, captioner, cache, "m", batch_size=4)
+            assert len(server.requests) == num_asked
+            assert [request.key("m") in cache for request in requests] == [i not in (3, 7) for i in range(10)]
+        refused |= {request.prompt for request in requests}
+        with pytest.raises(ConnectionError, match="refuses every request"):
+            answer_requests(requests, captioner, AnswerCache(tmp_path / "two"), "m", batch_size=4)
+        assert len(server.requests) == 18, "the first batch tells"
+
+
 # A model of transformers
 
 
@@ -453,7 +474,7 @@ def test_the_command_with_a_model(folder, tmp_path, capsys, level):
     assert main([*command, "--dtype", "float32"]) == 0
     assert "Described 2 of 2 videos" in capsys.readouterr().out
     video, _ = read_descriptions(tmp_path / "out")
-    assert re.fullmatch(r"model@[0-9a-f]{12}", video["model"])
+    assert re.fullmatch(r"model@[0-9a-f]{12}, float32", video["model"])
     assert {(rejected["factor"], rejected["keep_ratio"]) for rejected in video["rejected"]} == {
         (factor, ratio) for factor in factors for ratio in (4, 2)
     }

@@ -7,11 +7,13 @@ import runpy
 import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import transformers
 import yaml
 from peft import load_peft_weights
+from rich.console import Console
 from trl import ModelConfig, TrlParser
 
 import examples.temple
@@ -65,6 +67,21 @@ def test_the_shots_of_a_film_are_found(tmp_path):
     found = select_video(film.path, examples.temple.find_cuts, examples.temple.bright_things)
     assert [(clip["start_s"], clip["end_s"]) for clip in found["clips"]] == film.spans
     assert len(set(film.captions)) == len(film.captions) == 16
+
+
+def test_one_process_makes_the_data_and_the_others_read_it(tmp_path, monkeypatch):
+    args = examples.temple.ScriptArguments(data_dir=str(tmp_path), num_train=2, num_test=1)
+    films, pairs = examples.temple.make_data(args, Console(quiet=True))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    monkeypatch.setattr(examples.temple, "PartialState", lambda: SimpleNamespace(is_main_process=False))
+    again, read = examples.temple.make_data(args, Console(quiet=True))
+    assert again == films and read.to_list() == pairs.to_list() and len(pairs) > 0
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_an_adapter_is_to_be_merged_first(run):
+    with pytest.raises(ValueError, match="Merge this one first, with `trl-temporal merge`"):
+        run("--adapter_name", "sft")
 
 
 def test_the_recipe_of_event_world_is_what_the_example_does_without():

@@ -283,8 +283,50 @@ def test_only_new_and_changed_files_are_looked_at(videos, tmp_path):
 
 def test_names_of_functions():
     assert name_of(detect_shots) == "trl_temporal.synthesis.temple_shots:detect_shots"
-    first, second = (lambda path: [] for _ in range(2))
-    assert name_of(first) != name_of(second)
+    for nameless in (lambda path: [], object()):
+        with pytest.raises(ValueError, match="another name in each run.*`__repr__` with its settings"):
+            name_of(nameless)
+
+
+def test_videos_that_failed_are_looked_at_again(videos, tmp_path):
+    paths = [videos["selected"], videos["one_shot"], videos["missing"]]
+    answers = {"one_shot": [(0.0, 1.0)]}  # of detectors; without one it fails
+
+    class Detector:
+        def __call__(self, path):
+            seen.append(Path(path).stem)
+            return answers[Path(path).stem] if Path(path).exists() else detect_shots(path)
+
+        def __repr__(self):
+            return "Detector()"
+
+    def run():
+        return select_videos(
+            paths, tmp_path / "out", detect=Detector(), embed=color_histogram, num_workers=1, progress=False
+        )
+
+    seen = []
+    assert run() == {"detector_failed": 1, "too_few_shots": 1, "undecodable": 1}
+    assert seen == ["missing", "one_shot", "selected"]
+    seen = []
+    answers["selected"] = detect_shots(videos["selected"])
+    assert run() == {"selected": 1, "too_few_shots": 1, "undecodable": 1}
+    assert seen == ["missing", "selected"]
+    seen = []
+    run()
+    assert seen == ["missing"]
+
+
+def test_limits_do_not_depend_on_rounding(tmp_path):
+    """Shots of 0.2 s: 0.6 - 0.4 is less in floating point."""
+    exact = film(tmp_path / "exact.mp4", *((seed, 8) for seed in range(1, 6)), rate=40)
+    detect = lambda path: [(0.2 * i, 0.2 * (i + 1)) for i in range(5)]  # noqa: E731
+    found = select_video(exact, detect, lambda frames: np.eye(len(frames)))
+    assert [clip["start_frame"] for clip in found["clips"]] == [0, 8, 16, 24, 32]
+    # 32.2 - 16.2 is more than 16.
+    longest = film(tmp_path / "longest.mp4", (1, 41), (2, 40), (3, 80), (4, 10), rate=5)
+    detect = lambda path: [(0, 8.2), (8.2, 16.2), (16.2, 32.2), (32.2, 34.2)]  # noqa: E731
+    assert "clips" in select_video(longest, detect, lambda frames: np.eye(len(frames)))
 
 
 KILLED = """

@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -110,3 +111,8 @@ def test_the_command(tmp_path, capsys, monkeypatch):
         assert ("the signal vanishes" in " ".join(printed.split())) == similar
         assert "shuffle" in printed and "No cosines" in printed
     assert (tmp_path / "drawing.svg").read_text(encoding="utf-8").startswith("<svg")
+    # By default it is drawn in the working folder, also where the pairs are not in another one.
+    monkeypatch.chdir(tmp_path)
+    Dataset.from_list(pairs()).save_to_disk(tmp_path)
+    assert main(["temple", "check", "."]) == 0
+    assert (tmp_path / "signal.svg").exists()

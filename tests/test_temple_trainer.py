@@ -156,7 +156,10 @@ def test_what_is_missing_is_said_before_any_training(make, pairs, event_world, t
         ({"train_dataset": None}, "`train_dataset` has no pairs"),
         ({"train_dataset": pairs.to_iterable_dataset()}, "is a stream"),
         ({"then_sft": {}, "sft_dataset": None}, "stage '5_sft' has no rows: give `sft_dataset`"),
+        ({"then_sft": {}, "sft_dataset": event_world["train"].select([])}, "stage '5_sft' has no rows: .* is empty"),
         ({"sft_dataset": event_world["train"]}, "set `then_sft={}`"),
+        ({"peft_config": lora(target_modules="all-linear")}, r"is 'all-linear', .* such as '\.\*language_model"),
+        ({"peft_config": lora(target_modules=None)}, "`target_modules` of `peft_config` is None"),
         ({"then_sft": {"lora_r": 2}, "peft_config": None}, "`lora_r`, but there is no LoRA"),
         ({"then_sft": {"grounding_target": "firm"}}, "`grounding_target` must be one of"),
         ({"model": adapted}, "has an adapter already"),
@@ -167,6 +170,8 @@ def test_what_is_missing_is_said_before_any_training(make, pairs, event_world, t
             make(**settings)
     with pytest.raises(RowError, match="chosen"):
         make(train_dataset=bad)
+    with pytest.raises(ValueError, match="has an adapter already"):
+        make(lambda: adapted).train()
     assert not (tmp_path / "run").exists()
 
 
@@ -267,7 +272,8 @@ class Watch(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         self.events.append(("log", args.output_dir, state.global_step))
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(self, args, state, control, model, **kwargs):
+        assert_same_weights(model, base_of(args.output_dir))  # the finished model, saved by now
         self.events.append(("end", args.output_dir, state.global_step))
 
 
@@ -281,14 +287,14 @@ def test_there_is_one_log_and_reporters_see_one_run(make, monkeypatch):
     assert [line["stage_step"] for line in trainer.log_history if "loss" in line] == [1, 2, 1, 2, 1, 2]
     told = [step for event, _, step in Watch.events if event == "log"]
     assert sorted(set(told)) == steps and told == sorted(told)
-    assert [event for event, *_ in Watch.events].count("end") == 1 and Watch.events[-1][0] == "end"
+    assert [event for event, *_ in Watch.events].count("end") == 1 and Watch.events[-1][::2] == ("end", 6)
     assert {folder for _, folder, _ in Watch.events} == {str(trainer.run.path)}
 
 
 def test_a_run_is_resumed_with_the_settings_it_was_begun_with(make, pairs):
     trainer = make(stages=[16, 2])
     trainer.train()
-    with pytest.raises(CheckpointError, match="holds a curriculum already"):
+    with pytest.raises(CheckpointError, match="holds a curriculum already.*_from_checkpoint last.*--output_dir"):
         make(stages=[16, 2]).train()
     fewer = pairs.select(range(len(pairs) - 1))
     cases = [
@@ -312,6 +318,20 @@ def test_a_run_is_resumed_with_the_settings_it_was_begun_with(make, pairs):
     again._train_stage = fail
     assert list(again.train(resume_from_checkpoint=True)) == ["1_dpo_r16", "2_dpo_r2"]
     assert_same_weights(again.model, trainer.model)
+
+
+def test_a_function_is_told_from_another_by_what_it_loads(make, tiny_dir, tmp_path):
+    trainer = make(lambda: base_of(tiny_dir), stages=[2], max_steps=1)
+    trainer.train()
+    base_of(tiny_dir).save_pretrained(tmp_path / "other")
+    cases = [
+        (lambda: base_of(tmp_path / "other"), "`model` was '.*', now '.*other'"),
+        (lambda: base_of(tiny_dir).bfloat16(), "`model_dtype` was 'torch.float32', now 'torch.bfloat16'"),
+    ]
+    for load, words in cases:
+        with pytest.raises(CheckpointError, match=words):
+            make(load, stages=[2], max_steps=1).train(resume_from_checkpoint="last")
+    make(lambda: base_of(tiny_dir), stages=[2], max_steps=1).train(resume_from_checkpoint="last")
 
 
 class Kill(TrainerCallback):

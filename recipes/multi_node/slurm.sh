@@ -6,9 +6,10 @@
 #     sbatch recipes/multi_node/slurm.sh examples/sft.py --config recipes/qwen3_vl_4b/sft.yaml \
 #         --dataset_name path/to/rows --resume_from_checkpoint last
 #
-# Run it from the root of the repository, which all machines see, as they do the output folder and the frame cache. Five
-# minutes before the time is up Slurm sends SIGTERM to every process: the trainers finish the step and write a
-# checkpoint, from which the next run goes on.
+# Run it from the root of the repository, which all machines see, as they do the output folder and the frame cache. A
+# minute before the time is up Slurm sends SIGTERM to every process: the trainers finish the step and write a checkpoint,
+# from which the next run goes on. The launcher kills what has not ended 30 seconds later, so keep `save_steps` small
+# enough where a step and a checkpoint take longer.
 #
 #SBATCH --job-name=trl_temporal
 #SBATCH --nodes=2
@@ -16,7 +17,7 @@
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=64
 #SBATCH --time=24:00:00
-#SBATCH --signal=TERM@300
+#SBATCH --signal=TERM@60
 set -euo pipefail
 
 GPUS_PER_NODE=${SLURM_GPUS_PER_NODE:-8}

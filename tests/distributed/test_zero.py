@@ -110,11 +110,17 @@ def test_two_ranks_equal_one_process(back_end, folder, alone, tmp_path, monkeypa
             assert run["equal"], f"{case}: the ranks have different weights"
         check_gradients(case, ranks[0][case], alone[case])
         check_logs(case, ranks[0][case], alone[case])
+    for case in zero_ranks.EVALUATED:
+        check_evaluation(case, ranks[0][case]["evaluation"], alone[case]["evaluation"])
     first, second = ranks[0]["stream_sft"]["seen"], ranks[1]["stream_sft"]["seen"]
     assert sorted(first[:2] + second[:2]) == [f"row-{number}" for number in range(4)]  # of the first step
     assert not set(first) & set(second)
     check_saved(tmp_path, folder, ranks[0])
     if back_end == "ddp":
+        # A stream that ends for one rank before it does for the other.
+        uneven = [rank["uneven"] for rank in ranks]
+        assert all(run["equal"] and len(run["weights"]) == 3 for run in uneven)
+        assert not set(uneven[0]["seen"]) & set(uneven[1]["seen"])
         monkeypatch.setattr(zero_ranks.runner, "SHARD_ROWS", 5)  # put back at the end
         expected = zero_ranks.answer(f"{folder}/native", f"{folder}/rows.jsonl", str(tmp_path / "alone"))
         assert [rank["metrics"] for rank in ranks] == [expected, expected]
@@ -147,6 +153,15 @@ def check_logs(case: str, actual: dict, expected: dict) -> None:
                 continue  # whether one of two equal numbers is greater
             if not name.startswith(UNEQUAL):
                 assert ours[name] == pytest.approx(value, rel=1e-4, abs=1e-4), (case, name)
+
+
+def check_evaluation(case: str, actual: dict, expected: dict) -> None:
+    """
+    Of weights that two steps have rounded apart. One rank has a batch of text beside the other's with evidence. Other
+    losses are means over the rows or tokens of a batch first, as TRL has them, and batches differ.
+    """
+    for name in ("eval_loss/grounding", "eval_loss/consistency"):
+        assert actual[name] == pytest.approx(expected[name], rel=1e-4), (case, name)
 
 
 @torch.no_grad()

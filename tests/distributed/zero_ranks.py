@@ -49,6 +49,7 @@ CASES = (
     "stock_fpo",
 )
 SAVED = ("native_sft", "lora_sft")
+EVALUATED = ("native_sft", "reference_fpo")
 
 
 def deepspeed_config(back_end: str) -> dict | None:
@@ -68,6 +69,7 @@ def settings(output_dir: str, back_end: str) -> dict:
     return {
         "output_dir": output_dir,
         "per_device_train_batch_size": 4 // ranks // accumulation,
+        "per_device_eval_batch_size": 2 // ranks,
         "gradient_accumulation_steps": accumulation,
         "max_steps": 2,
         "optim": "sgd",  # a step is the gradient
@@ -182,6 +184,8 @@ def make_trainer(case: str, folder: str, output_dir: str, back_end: str):
     dataset = numbered(MIXED_ROWS if method == "sft" else MIXED_PAIRS)
     if kind == "precompute":  # the ranks share a file
         dataset = load_from_disk(f"{folder}/pairs")
+    if kind == "uneven":  # one rank has three rows, the other two
+        dataset = numbered([*MIXED_ROWS, MIXED_ROWS[0]]).to_iterable_dataset(num_shards=2)
     if kind == "stream":
         dataset = dataset.to_iterable_dataset()
     if kind == "lora":
@@ -215,6 +219,8 @@ def train(case: str, folder: str, output_dir: str, back_end: str) -> dict:
         "log": trainer.state.log_history[:2],
         "seen": list(WatchedCollator.seen),
     }
+    if case in EVALUATED:
+        result["evaluation"] = trainer.evaluate(numbered(MIXED_ROWS if case == "native_sft" else MIXED_PAIRS))
     if case in SAVED:
         trainer.save_model(output_dir)
         result["logits"] = logits(trainer.model_wrapped, trainer.data_collator)
@@ -246,6 +252,7 @@ def main() -> None:
     for case in cases or CASES:
         results[case] = train(case, folder, f"{output_dir}/{case}", back_end)
     if back_end == "ddp":
+        results["uneven"] = train("uneven_sft", folder, f"{output_dir}/uneven", back_end)
         results["metrics"] = answer(f"{folder}/native", f"{folder}/rows.jsonl", f"{output_dir}/answers")
     torch.save(results, Path(output_dir) / f"rank_{rank}.pt")
     torch.distributed.barrier()

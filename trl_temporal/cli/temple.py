@@ -75,7 +75,9 @@ def add_temple_parser(verbs) -> None:
         description="Exit code 1 if at some difficulty more than half of the pairs are nearly equal.",
     )
     check.add_argument("pairs", metavar="PAIRS", help="folder of `temple pairs`, or another data set of pairs")
-    check.add_argument("--output", metavar="FILE", help="drawing to write (default: signal.svg beside PAIRS)")
+    check.add_argument(
+        "--output", metavar="FILE", default="signal.svg", help="drawing to write (default: %(default)s)"
+    )
     check.add_argument("--threshold", type=float, default=0.97, help="similarity without a signal (default: 0.97)")
     check.add_argument(
         "--sentence-model", metavar="PATH_OR_ID", help="encoder for cosines (default: all-MiniLM-L6-v2, if installed)"
@@ -121,7 +123,8 @@ def _temple_caption(args: argparse.Namespace) -> int:
         model, processor = load_model(args.model, args.dtype, **from_hub)
         described = describe_model(model, args.model, args.revision)
         captioner = ModelCaptioner(model.to(state.device), processor)
-        name = f"{described['name']}@{(described.get('sha256') or described.get('commit') or '')[:12]}"
+        version = (described.get("sha256") or described.get("commit") or "")[:12]
+        name = f"{described['name']}@{version}, {described['dtype']}"
     else:
         captioner, name = EndpointCaptioner(args.endpoint, args.model), args.model
     report = caption_path(
@@ -175,7 +178,6 @@ def _temple_check(args: argparse.Namespace) -> int:
     for cell in cells:
         if cell.warning:
             print(f"Warning: {cell.warning}")
-    output = Path(args.output or Path(args.pairs).with_name("signal.svg"))
-    output.write_text(draw_signal(cells), encoding="utf-8")
-    print(f"Wrote {output}")
+    Path(args.output).write_text(draw_signal(cells), encoding="utf-8")
+    print(f"Wrote {args.output}")
     return int(any(cell.vanishes for cell in cells))

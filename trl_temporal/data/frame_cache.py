@@ -93,7 +93,7 @@ class FrameCache:
         frames_file, info_file = stem.with_suffix(".npy"), stem.with_suffix(".json")
         # Written last: its frames are whole. What a crash of the machine or a full disk has torn is decoded anew.
         if info_file.exists():
-            with suppress(ValueError, OSError):
+            with suppress(ValueError, OSError, EOFError):
                 info = json.loads(info_file.read_text())
                 info["timestamps_s"] = np.asarray(info["timestamps_s"])
                 return Video(frames=np.load(frames_file, mmap_mode="r"), **info)

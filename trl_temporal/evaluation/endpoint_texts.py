@@ -1,8 +1,6 @@
 # Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
 """Answers of a video model behind an OpenAI-compatible endpoint, such as a vLLM server."""
 
-import base64
-import io
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -10,7 +8,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..data.chat_inputs import prompt_messages, read_images, read_videos
-from ..synthesis.endpoint import ChatEndpoint
+from ..synthesis.endpoint import ChatEndpoint, frame_parts, picture
 from ..video import Video
 from .generation import read_ahead
 from .text_generation import TextAnswer
@@ -54,7 +52,7 @@ def ask_endpoint(
 
     Raises:
         RowError: If the videos or images of a row and its prompt do not agree.
-        ConnectionError: If the endpoint cannot be reached, fails, or refuses all of several rows.
+        ConnectionError: If the endpoint cannot be reached or fails, as with a model that it does not have.
 
     Example:
         >>> from functools import partial
@@ -86,11 +84,9 @@ def ask_endpoint(
             _, refusals = endpoint.ask(
                 bodies, texts.__setitem__, "shards that are complete are kept", only_whole=False
             )
-            if len(refusals) == len(bodies) > 1:
-                raise ConnectionError(f"{endpoint.url} refuses every request: {refusals[0]}. Mend the settings.")
             for number, video in enumerate(videos):
-                if str(number) not in texts:
-                    refused[len(answers)] = f"{REFUSED} ({refusals[0]})"
+                if str(number) in refusals:
+                    refused[len(answers)] = f"{REFUSED} ({refusals[str(number)]})"
                 text = texts.get(str(number), "").strip()
                 times_s = np.zeros(0) if video is None else np.asarray(video.timestamps_s)
                 answers.append(TextAnswer(text, times_s, 0.0 if video is None else video.duration_s))
@@ -104,21 +100,10 @@ def _messages(row: dict, video: Video | None, images: list[Image.Image]) -> list
         content = []
         for part in message["content"]:
             if part["type"] == "video":
-                for time_s, frame in zip(video.timestamps_s, video.frames, strict=True):
-                    content.append({"type": "text", "text": f"Frame at {time_s:.1f} s:"})
-                    content.append(_picture(Image.fromarray(frame)))
+                content += frame_parts(video)
             elif part["type"] == "image":
-                content.append(_picture(next(images)))
+                content.append(picture(next(images)))
             else:
                 content.append({"type": "text", "text": part["text"]})
         message["content"] = content
     return messages
-
-
-def _picture(image: Image.Image) -> dict:
-    file = io.BytesIO()
-    image.save(file, format="JPEG", quality=90)
-    return {
-        "type": "image_url",
-        "image_url": {"url": "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()},
-    }

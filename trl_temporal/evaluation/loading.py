@@ -141,8 +141,7 @@ def _has_config(name: str, from_hub: dict[str, Any]) -> bool:
 def _commit_of(model: PreTrainedModel | PeftModel, name: str, revision: str | None) -> str | None:
     if isinstance(model, PeftModel):
         return extract_commit_hash(find_adapter_config_file(name, revision=revision), None)
-    commit = getattr(model.config, "_commit_hash", None)  # gone in transformers 5.23
-    return commit or extract_commit_hash(cached_file(name, "config.json", revision=revision), None)
+    return extract_commit_hash(cached_file(name, "config.json", revision=revision), None)
 
 
 def _find_base(

@@ -22,6 +22,7 @@ KINDS = ("model", "dataset", "metric")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 # What training leaves behind: nobody who uses the model needs it.
 LEFT_OUT = ("checkpoint-*/*", "runs/*", "wandb/*", "training_args.bin", "skipped_*.jsonl", "*.partial-*", ".*", "*/.*")
+LEFT_OUT += ("cache-*.arrow", "*/cache-*.arrow")  # what `datasets` has computed from the rows
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
@@ -94,12 +95,16 @@ def _push_model(folder: Path, repository: str, private: bool, revision: str | No
                 "`trl-temporal merge`."
             )
     card = folder / "README.md"
-    if not card.exists() or PLACEHOLDER in card.read_text(encoding="utf-8"):
+    before = card.read_bytes() if card.exists() else None
+    if before is None or PLACEHOLDER in before.decode():
         write_plain_card(folder, repository, base)
     else:
         name_model(card, repository, base)
-    # Shards of before would be left beside those of now, and loaded in their place.
-    return _upload(folder, repository, "model", private, revision, delete_patterns=WEIGHTS)
+    try:
+        # Shards of before would be left beside those of now, and loaded in their place.
+        return _upload(folder, repository, "model", private, revision, delete_patterns=WEIGHTS)
+    finally:  # the folder may go to another repository too, by its name there
+        card.unlink() if before is None else card.write_bytes(before)
 
 
 def _push_dataset(folder: Path, repository: str, private: bool, revision: str | None) -> CommitInfo:
@@ -181,7 +186,7 @@ def _write_data_card(folder: Path, repository: str, splits: dict[str, datasets.D
     """Says which files are which split: of a folder of `save_to_disk` the Hub would not know."""
     is_one = (folder / "dataset_info.json").exists() and not (folder / "dataset_dict.json").exists()
     saved = is_one or (folder / "dataset_dict.json").exists()
-    files = [{"split": split, "path": "*.arrow" if is_one else f"{split}/*.arrow"} for split in splits]
+    files = [{"split": split, "path": "data-*.arrow" if is_one else f"{split}/data-*.arrow"} for split in splits]
     data = DatasetCardData(
         task_categories=["video-text-to-text"],
         tags=["temporal-grounding", "trl_temporal"],

@@ -254,7 +254,8 @@ class OpenAIDistort(_LanguageModelDistort):
         )
         self.report["retries"] += num_retries
         if len(refusals) == len(new) and not self.report["accepted"]:
-            raise ConnectionError(f"{self.endpoint.url} refuses every request: {refusals[0]}. Mend the settings.")
+            words = next(iter(refusals.values()))
+            raise ConnectionError(f"{self.endpoint.url} refuses every request: {words}. Mend the settings.")
 
     def _keep(self, key: str, answer: str) -> None:
         self.cache.add(key, _clean(answer))

@@ -1,18 +1,71 @@
 # Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
 """Client of an OpenAI-compatible endpoint, such as a vLLM server."""
 
+import base64
+import io
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import requests
+from PIL import Image
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
+
+from ..video import Video
 
 RETRIED_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 # The endpoint does not want this one request: too long, or held back by a content filter.
 REFUSED_STATUSES = (400, 413, 422)
+
+
+def picture(image: Image.Image) -> dict[str, Any]:
+    """
+    A part of a message that shows a picture, as JPEG.
+
+    Args:
+        image (`PIL.Image.Image`):
+            RGB.
+
+    Returns:
+        `dict`
+
+    Example:
+        >>> from PIL import Image
+        >>> from trl_temporal.synthesis.endpoint import picture
+        >>> picture(Image.new("RGB", (4, 4)))["image_url"]["url"][:23]
+        'data:image/jpeg;base64,'
+    """
+    file = io.BytesIO()
+    image.save(file, format="JPEG", quality=90)
+    url = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def frame_parts(video: Video) -> list[dict[str, Any]]:
+    """
+    Parts of a message that show a video: each frame as a picture behind a line with its time.
+
+    Args:
+        video ([`~trl_temporal.video.Video`]):
+            Frames and their times in seconds.
+
+    Returns:
+        `list[dict]`
+
+    Example:
+        >>> import numpy as np
+        >>> from trl_temporal.synthesis.endpoint import frame_parts
+        >>> from trl_temporal.video import Video
+        >>> frames = np.zeros((2, 4, 4, 3), dtype=np.uint8)
+        >>> frame_parts(Video(frames, np.array([0.0, 2.5]), 5.0, "a.mp4"))[2]
+        {'type': 'text', 'text': 'Frame at 2.5 s:'}
+    """
+    parts = []
+    for time_s, frame in zip(video.timestamps_s, video.frames, strict=True):
+        parts += [{"type": "text", "text": f"Frame at {time_s:.1f} s:"}, picture(Image.fromarray(frame))]
+    return parts
 
 
 class ChatEndpoint:
@@ -62,7 +115,7 @@ class ChatEndpoint:
         advice: str = "the answers so far are kept",
         *,
         only_whole: bool = True,
-    ) -> tuple[int, list[str]]:
+    ) -> tuple[int, dict[str, str]]:
         """
         Send requests, and hand over each answer as it comes.
 
@@ -77,24 +130,25 @@ class ChatEndpoint:
                 Hand over `""` for an answer that was cut off at its longest length.
 
         Returns:
-            `tuple[int, list[str]]`: the number of retries, and the endpoint's words on each request that it refused,
-            of which `keep` hears nothing.
+            `tuple[int, dict[str, str]]`: the number of retries, and the endpoint's words on each request that it
+            refused, by their key; of these `keep` hears nothing.
 
         Raises:
             `ConnectionError`: the endpoint cannot be reached, or fails after all retries.
         """
-        num_retries, refusals = 0, []
+        num_retries, refusals = 0, {}
         pool = ThreadPoolExecutor(self.concurrency)
         with self._session() as session:
             try:
-                futures = [
-                    pool.submit(self._ask_one, session, key, request, keep, advice, only_whole)
+                futures = {
+                    pool.submit(self._ask_one, session, key, request, keep, advice, only_whole): key
                     for key, request in requests_by_key.items()
-                ]
+                }
                 for future in as_completed(futures):
                     retries_of_one, refusal = future.result()
                     num_retries += retries_of_one
-                    refusals += [refusal] if refusal else []
+                    if refusal:
+                        refusals[futures[future]] = refusal
             finally:  # an error or Ctrl-C: what is on its way is waited for and kept, the rest is not sent
                 pool.shutdown(wait=True, cancel_futures=True)
         return num_retries, refusals

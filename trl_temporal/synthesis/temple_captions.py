@@ -27,6 +27,7 @@ from .answer_cache import AnswerCache
 from .temple import FACTORS, FRAME_FACTORS, KEEP_RATIOS, Perturbation, draw_perturbation, text_fault
 from .temple_prompts import TemplePrompts
 from .temple_requests import Captioner, CaptionRequest, answer_requests, clean_answer
+from .temple_selection import SELECTED_FILE
 
 DESCRIPTIONS_FILE, SKIPPED_FILE, MANIFEST_FILE = "descriptions.jsonl", "skipped.jsonl", "manifest.json"
 SETTINGS_FILE, CACHE_FOLDER = "settings.json", "cache"
@@ -280,7 +281,7 @@ def read_selected(path: str | os.PathLike) -> list[dict[str, Any]]:
         `FileNotFoundError`: there is no such file.
     """
     path = Path(path)
-    path = path / "selected.jsonl" if path.is_dir() else path
+    path = path / SELECTED_FILE if path.is_dir() else path
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file. Make it with `trl-temporal temple select`.")
     videos, lines = [], {}

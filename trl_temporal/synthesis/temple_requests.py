@@ -1,10 +1,8 @@
 # Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
 """What a captioner is asked, who may be one, and how its answers are kept."""
 
-import base64
 import dataclasses
 import hashlib
-import io
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from ..video import Video, VideoError, load_video, probe_video
 from .answer_cache import AnswerCache
-from .endpoint import ChatEndpoint
+from .endpoint import ChatEndpoint, frame_parts
 
 FRAME_S = 0.005  # of a crop that holds one frame
 
@@ -109,6 +106,10 @@ class CaptionRequest:
 Captioner = Callable[[Sequence[CaptionRequest], Sequence[Video | None]], Sequence[str | None]]
 
 
+class EverythingRefused(ConnectionError):
+    """A captioner wants none of several requests: its settings are wrong, or these are too much for it."""
+
+
 class EndpointCaptioner:
     """
     Asks a video model behind an OpenAI-compatible endpoint, such as a vLLM server, with frames as JPEG pictures.
@@ -146,22 +147,19 @@ class EndpointCaptioner:
             `list[str | None]`: the answers; `None` where the endpoint refused.
 
         Raises:
-            `ConnectionError`: the endpoint cannot be reached, fails, or refuses all of several requests.
+            `ConnectionError`: the endpoint cannot be reached, or fails.
+            `EverythingRefused`: it refuses all of several requests.
         """
         bodies = {str(i): self._body(*asked) for i, asked in enumerate(zip(requests, videos, strict=True))}
         answers: dict[str, str] = {}
         _, refusals = self.endpoint.ask(bodies, answers.__setitem__, "the batches before are kept")
         if len(refusals) == len(bodies) > 1:
-            raise ConnectionError(f"{self.endpoint.url} refuses every request: {refusals[0]}. Mend the settings.")
+            words = next(iter(refusals.values()))
+            raise EverythingRefused(f"{self.endpoint.url} refuses every request: {words}. Mend the settings.")
         return [answers.get(key) for key in bodies]
 
     def _body(self, request: CaptionRequest, video: Video | None) -> dict[str, Any]:
-        content = []
-        if video is not None:
-            for time_s, frame in zip(video.timestamps_s, video.frames, strict=True):
-                content.append({"type": "text", "text": f"Frame at {time_s:.1f} s:"})
-                content.append({"type": "image_url", "image_url": {"url": _data_url(frame)}})
-        content.append({"type": "text", "text": request.prompt})
+        content = [*([] if video is None else frame_parts(video)), {"type": "text", "text": request.prompt}]
         penalty = {} if request.repetition_penalty == 1 else {"repetition_penalty": request.repetition_penalty}
         return {
             "model": self.model,
@@ -171,12 +169,6 @@ class EndpointCaptioner:
             "max_tokens": request.max_tokens,
             **penalty,
         }
-
-
-def _data_url(frame: np.ndarray) -> str:
-    file = io.BytesIO()
-    Image.fromarray(frame).save(file, format="JPEG", quality=90)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def clean_answer(answer: str) -> str:
@@ -219,6 +211,7 @@ def answer_requests(
 
     Raises:
         `ValueError`: the captioner gave another number of answers.
+        `EverythingRefused`: the captioner refuses a whole batch, and none of `requests` has an answer.
     """
     by_key = {request.key(model_name): request for request in requests}
     # Requests of one kind together: less padding, and videos of equally many frames.
@@ -244,7 +237,13 @@ def answer_requests(
             shown = upcoming.result()
             # The next batch is decoded while the model works on this one.
             upcoming = pool.submit(read, batches[number + 1]) if number + 1 < len(batches) else None
-            answers = captioner([by_key[key] for key, _ in shown], [video for _, video in shown]) if shown else []
+            try:
+                answers = captioner([by_key[key] for key, _ in shown], [video for _, video in shown]) if shown else []
+            except EverythingRefused:
+                # Where others have an answer, the settings are right and these are what cannot be answered.
+                if not any(key in cache for key in by_key):
+                    raise
+                answers = [None] * len(shown)
             if len(answers) != len(shown):
                 raise ValueError(f"the captioner gave {len(answers)} answers to {len(shown)} requests; give one each")
             for (key, _), answer in zip(shown, answers, strict=True):

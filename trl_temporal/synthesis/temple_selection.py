@@ -51,6 +51,8 @@ VERSION = 1  # of what a record is made of; another one reads no record of this 
 MIN_SHOT_FRAMES, MIN_SHOT_S, MIN_GRAY_RANGE = 8, 0.2, 10  # shots with less are no clips
 MIN_SHOTS, MAX_SHOTS, MAX_SHOT_S = 4, 32, 16.0
 MIN_CLIPS = 4
+# What failed may have failed for the moment: a drive that was away, memory, weights that were not there.
+RETRIED_REASONS = ("detector_failed", "undecodable")
 MAX_PRINTED = 10
 EMBEDDED_SIDE = 768  # pixels of the longer side of a frame that is embedded; models look at fewer
 
@@ -119,7 +121,7 @@ def _select(path: str, detect: Detector, embed: Embedder) -> dict[str, Any]:
         (start, end)
         for start, end in found.tolist()
         if end - start >= MIN_SHOT_FRAMES
-        and edges_s[end] - edges_s[start] >= MIN_SHOT_S
+        and _length_s(edges_s, start, end) >= MIN_SHOT_S
         and highs[start:end].max() - int(lows[start:end].min()) >= MIN_GRAY_RANGE
     ]
     counts = {"shots": len(found), "short_or_flat": len(found) - len(shots)}
@@ -127,9 +129,9 @@ def _select(path: str, detect: Detector, embed: Embedder) -> dict[str, Any]:
         return _reject("too_few_shots", **counts)
     if len(shots) > MAX_SHOTS:
         return _reject("too_many_shots", **counts)
-    longest_s = max(float(edges_s[end] - edges_s[start]) for start, end in shots)
+    longest_s = max(_length_s(edges_s, start, end) for start, end in shots)
     if longest_s > MAX_SHOT_S:
-        return _reject("clip_too_long", longest_s=round(longest_s, 6), **counts)
+        return _reject("clip_too_long", longest_s=longest_s, **counts)
 
     middles, sharpness_of = _look(path, shots, len(edges_s) - 1)
     runs = runs_of(group_shots(embed(middles)))
@@ -140,6 +142,11 @@ def _select(path: str, detect: Detector, embed: Embedder) -> dict[str, Any]:
         return _reject("recurring_group", group=often, groups_of_clips=groups, **counts)
     clips = [_clip(group, shots[first][0], shots[last][1], edges_s, sharpness_of) for group, first, last in runs]
     return {"duration_s": round(float(edges_s[-1]), 6), "clips": clips}
+
+
+def _length_s(edges_s: np.ndarray, start: int, end: int) -> float:
+    """Rounded: 0.6 - 0.4 is less than 0.2 in floating point."""
+    return round(float(edges_s[end] - edges_s[start]), 6)
 
 
 def _gray_range(frame: "av.VideoFrame") -> tuple[int, int]:
@@ -207,7 +214,8 @@ def select_videos(
     if another has that name.
 
     `out/cache` keeps what became of each video, so that the same call goes on after a kill and looks only at new or
-    changed files later, and the vectors of frames. A detector or embedder is known by the name of the function, or
+    changed files later, and at those that were `"undecodable"` or where the detector failed; and the vectors of
+    frames. A detector or embedder is known by the name of the function, or
     the `repr` of an object (that of a dataclass holds its settings): where one does something else under the same
     name, take another `out` or delete its cache.
 
@@ -235,7 +243,8 @@ def select_videos(
         Slurm: the same call writes the manifest when it is done.
 
     Raises:
-        `ValueError`: there is no video, or the embedder does not give one vector for each frame.
+        `ValueError`: there is no video, the embedder does not give one vector for each frame, or a detector or
+            embedder has no name that lasts.
         `ImportError`: PySceneDetect is not installed, and there is no other detector.
 
     Example:
@@ -300,6 +309,9 @@ def name_of(function: Callable) -> str:
     Returns:
         `str`: `"module:function"`, or the `repr` of anything else.
 
+    Raises:
+        `ValueError`: the `repr` is an address in memory, which is another one in the next run.
+
     Example:
         >>> from trl_temporal.synthesis.temple_selection import name_of
         >>> from trl_temporal.synthesis.temple_shots import detect_shots
@@ -309,7 +321,13 @@ def name_of(function: Callable) -> str:
     # One in a function, or a lambda, shares its name with others.
     if inspect.isfunction(function) and "<" not in function.__qualname__:
         return f"{function.__module__}:{function.__qualname__}"
-    return repr(function)
+    name = repr(function)
+    if " at 0x" in name:
+        raise ValueError(
+            f"{name} has another name in each run, so that nothing would go on where it was stopped; give a function "
+            "of a module, or an object whose class has a `__repr__` with its settings"
+        )
+    return name
 
 
 def _copies(paths: Sequence[str]) -> dict[str, str]:
@@ -339,13 +357,19 @@ def _record_path(cache: Path, name: str) -> Path:
     return cache / "videos" / name[:2] / f"{name}.json"
 
 
+def _is_settled(record_path: Path) -> bool:
+    if not record_path.exists():
+        return False
+    return json.loads(record_path.read_text(encoding="utf-8")).get("reason") not in RETRIED_REASONS
+
+
 def _video_ids(paths: Sequence[str]) -> list[str]:
     count = Counter(Path(path).stem for path in paths)
     return [Path(path).stem if count[Path(path).stem] == 1 else path for path in paths]
 
 
 class _SelectStep(PipelineStep):
-    """Looks at the videos of one shard that no record tells of yet."""
+    """Looks at the videos of one shard that no record tells of yet, and again at those that failed."""
 
     name, type = "select videos", "trl_temporal"
 
@@ -359,7 +383,7 @@ class _SelectStep(PipelineStep):
         embed = CachedEmbedder(self.embed, inputs["embedder"], cache / "embeddings")
         for index in shard_range(len(inputs["paths"]), rank, world_size):
             record_path = _record_path(cache, inputs["records"][index])
-            if not record_path.exists():
+            if not _is_settled(record_path):
                 record_path.parent.mkdir(parents=True, exist_ok=True)
                 write_whole(record_path, json.dumps(select_video(inputs["paths"][index], self.detect, embed)))
         return data

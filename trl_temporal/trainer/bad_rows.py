@@ -30,6 +30,8 @@ class BadRowCollator:
             Collator of the trainer.
         skip (`bool`):
             Leave bad rows out. The batch then has `skipped_rows`, a list of `id`, `video` and `reason`.
+        advice (`str`, *optional*):
+            What an error says at its end.
 
     Returns:
         `dict[str, torch.Tensor]`, of a call: the batch.
@@ -50,6 +52,7 @@ class BadRowCollator:
 
     collate: Callable[[list[dict]], dict]
     skip: bool
+    advice: str = " Or set `on_bad_sample='skip'` to go on without such rows."
 
     def __call__(self, rows: list[dict]) -> dict:
         try:
@@ -61,7 +64,7 @@ class BadRowCollator:
             if not self.skip:
                 index, fault = next(iter(faults.items()))
                 named = str(fault) if isinstance(fault, RowError) else f"row {rows[index].get('id')!r}: {fault}"
-                raise type(fault)(f"{named} Or set `on_bad_sample='skip'` to go on without such rows.") from error
+                raise type(fault)(named + self.advice) from error
         batch = self.collate([_blank(row) if index in faults else row for index, row in enumerate(rows)])
         masked = {"labels": -100, "completion_mask": 0}
         for name in batch.keys() & masked.keys():

@@ -81,5 +81,5 @@ def with_blank(inputs: dict[str, torch.Tensor], blank: Callable[[], dict], has_e
         empty = torch.zeros(len(ids), 0, video["frame_mask"].shape[1], device=ids.device)
         inputs["frame_index"] = torch.full_like(ids, -1)
         inputs["evidence_frame_mask"], inputs["evidence_stage"] = empty.bool(), empty[..., 0].long()
-        inputs["evidence_spans"] = empty[..., :2].long()
+        inputs["evidence_spans"] = torch.zeros(len(ids), 0, 2, dtype=torch.long, device=ids.device)
     return inputs

@@ -47,12 +47,15 @@ class InterruptCallback(TrainerCallback):
             self.restore()
             signal.raise_signal(number)
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def _share(self, args) -> None:
         if args.world_size > 1:
             received = torch.tensor(self.received or 0, device=args.device)
             torch.distributed.all_reduce(received, op=torch.distributed.ReduceOp.MAX)
             if self.received is None and received.item():
                 self.received, self._time_s = received.item(), time.monotonic()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._share(args)
         if self.received is not None:
             control.should_save = True
             control.should_training_stop = True
@@ -63,6 +66,9 @@ class InterruptCallback(TrainerCallback):
         if control.should_training_stop and self.received is not None:
             control.should_save = control.should_evaluate = False  # the step has done what there was to do
         return control
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._share(args)  # one that came behind the last step: all ranks end alike
 
     def restore(self):
         """Gives the signals back; to be called however training ended."""

@@ -280,9 +280,9 @@ class EvidenceTrainerMixin(ResumableTrainerMixin):
     def get_train_dataloader(self):
         """TRL's, with a collator that follows `on_bad_sample` where a video turns bad after the check."""
         collator = self.data_collator
-        # TRL's mean over the tokens of a pair is not a number where there are none.
-        skip = self.args.on_bad_sample == "skip" and "sft" not in self.args.loss_type
-        self.data_collator = BadRowCollator(collator, skip)
+        self.data_collator = BadRowCollator(collator, self.args.on_bad_sample == "skip")
+        if isinstance(self.train_dataset, datasets.IterableDataset):
+            self.data_collator.advice = ""  # which has no check before training
         try:
             return super().get_train_dataloader()
         finally:
@@ -296,6 +296,10 @@ class EvidenceTrainerMixin(ResumableTrainerMixin):
             if isinstance(self.callback_handler.train_dataloader, DataLoaderDispatcher):
                 raise  # it has read for all ranks, which wait inside for the batches
             error = raised
+        if isinstance(self.train_dataset, datasets.IterableDataset) and self.accelerator.num_processes > 1:
+            # Shards of a stream may have different lengths, and processes that have no batch left would be waited for.
+            numbers = self.accelerator.gather(torch.tensor([len(batches)], device=device))
+            batches = batches[: numbers.min().item()]
         for batch in batches:
             skipped += batch.pop(SKIPPED, [])
         grounded_and_tokens = sum(map(self._count, batches), torch.zeros(2, dtype=torch.long))
@@ -360,11 +364,11 @@ class EvidenceTrainerMixin(ResumableTrainerMixin):
         """L_gnd and L_cons of the first `rows` rows; zero for a batch without evidence."""
         if output.evidence_logits is None:
             zero = output.log_probs.new_zeros(())
-            return zero, zero
+            return self._divide(zero, 0, inputs), self._divide(zero, 0, inputs)
         if output.evidence_logits.shape[1] == 0:
             # Nothing to sum over, but a gradient: others may have evidence, and all must go the same way back.
             zero = output.evidence_logits.sum() + output.evidence_queries.sum()
-            return zero, zero
+            return self._divide(zero, 0, inputs), self._divide(zero, 0, inputs)
         stage, frames = inputs["evidence_stage"][:rows], inputs["evidence_frame_mask"][:rows]
         targets = frames
         if self.args.grounding_target == "soft":

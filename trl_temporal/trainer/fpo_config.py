@@ -144,6 +144,11 @@ class FPOConfig(EvidenceConfigMixin, DPOConfig):
             raise ValueError(
                 f"`grounding_log_prob` must be 'evidence' or 'span_tokens', got {self.grounding_log_prob!r}."
             )
+        if self.on_bad_sample == "skip" and "sft" in self.loss_type:
+            raise ValueError(
+                "`on_bad_sample='skip'` leaves pairs without tokens, of which TRL's `loss_type` 'sft' takes a mean. "
+                "Leave 'sft' out of `loss_type` and set `sft_coef`, which is the same term."
+            )
         if self.sft_coef == 0:
             logger.warning(
                 "`sft_coef=0`: in every measured run the model collapsed without the SFT term while the preference "

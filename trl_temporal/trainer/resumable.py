@@ -61,10 +61,9 @@ class ResumableTrainerMixin:
             self.remove_callback(interrupt)
             self.remove_callback(sampler_epoch)
         if interrupt.received is not None:
-            raise KeyboardInterrupt(
-                f"stopped after step {self.state.global_step} of {self.state.max_steps}; the checkpoint is in "
-                f"{self._checkpoint_folder()}. {CONTINUE}."
-            )
+            folder = self._checkpoint_folder()
+            where = f"the checkpoint is in {folder}. {CONTINUE}" if folder.exists() else "there is no checkpoint of it"
+            raise KeyboardInterrupt(f"stopped after step {self.state.global_step} of {self.state.max_steps}; {where}.")
         return output
 
     def _find_checkpoint(self, wanted: str | bool) -> str | None:

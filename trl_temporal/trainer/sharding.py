@@ -18,14 +18,15 @@ from ..models.d2vlm.modeling_d2vlm import _in_one_piece
 
 def check_processes(args: TrainingArguments) -> None:
     r"""
-    Refuses set-ups in which every process would train on its own, or hold all of the model.
+    Refuses set-ups in which every process would train on its own, hold all of the model, or cut up batches.
 
     Args:
         args (`TrainingArguments`):
             Configuration of a trainer.
 
     Raises:
-        ValueError: if the launcher started other processes than train together, or FSDP was asked for on a CPU.
+        ValueError: if the launcher started other processes than train together, one process is to use several
+            GPUs, or FSDP was asked for on a CPU.
     """
     started = int(os.environ.get("WORLD_SIZE") or 1)
     if started != args.world_size:
@@ -33,6 +34,13 @@ def check_processes(args: TrainingArguments) -> None:
             f"The launcher started {started} processes, but this one knows of {args.world_size}: each would train a "
             "model of its own on all rows, and write over the others. On GPUs check that each process sees one "
             "(`CUDA_VISIBLE_DEVICES`, `nvidia-smi`); on CPUs set `use_cpu=True` and `ddp_backend='gloo'`."
+        )
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"This process sees {args.n_gpu} GPUs and was not started by a launcher: `DataParallel` would cut batches "
+            "up by rows, but videos stand in a batch once each, in pieces of different lengths. Start with "
+            "`accelerate launch --config_file recipes/accelerate/ddp.yaml`, or show it one GPU: "
+            "`CUDA_VISIBLE_DEVICES=0`."
         )
     asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1")
     if asked and args.device.type == "cpu":

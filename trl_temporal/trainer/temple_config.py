@@ -8,17 +8,6 @@ from .evidence_config import EvidenceConfigMixin
 from .evidence_sft_config import EvidenceSFTConfig
 from .fpo_config import FPOConfig
 
-TEMPLE_PRESETS = {
-    # What the released scripts set beside the defaults below, for each of 8 GPUs.
-    "temple-release": {
-        "fps": 1.0,
-        "max_frames": 600,
-        "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": 2,
-        "then_sft": {},
-    },
-}
-
 # The SFT stage has these settings of the curriculum, if `then_sft` does not say otherwise ...
 SHARED_WITH_SFT = {entry.name for entry in (*fields(TrainingArguments), *fields(EvidenceConfigMixin))} | {
     "model_init_kwargs",
@@ -92,7 +81,7 @@ class TempleConfig(FPOConfig):
     """
 
     _VALID_DICT_FIELDS = FPOConfig._VALID_DICT_FIELDS + ["then_sft"]
-    _presets = TEMPLE_PRESETS
+    _presets = {}  # the numbers of the released scripts are in recipes/temple/qwen2_5_vl_7b.yaml
 
     stages: list[int] = field(
         default_factory=lambda: [16, 8, 4, 2],

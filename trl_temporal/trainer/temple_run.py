@@ -135,8 +135,8 @@ class RunFolder:
         begun = self.path / "curriculum.json"
         if begun.exists() and not resume:
             return (
-                f"{self.path} holds a curriculum already. Go on with it by `--resume_from_checkpoint last`, or choose "
-                "another `output_dir`."
+                f"{self.path} holds a curriculum already. Go on with it by `--resume_from_checkpoint last`, or begin "
+                "another one in another folder, by `--output_dir`."
             ), {}
         if begun.exists():
             before = json.loads(begun.read_text(encoding="utf-8"))

@@ -75,7 +75,8 @@ class TempleTrainer:
     Args:
         model (`str` or `Callable` or `PreTrainedModel`):
             What training starts from: a folder or a name on the Hub, a function without arguments that loads it, or
-            the model itself, of which a copy is then kept in memory. It is loaded once for every stage.
+            the model itself, of which a copy is then kept in memory. It is loaded once for every stage, by a
+            function once more, to compare a resumed run with what it began from.
         args ([`TempleConfig`]):
             Configuration.
         train_dataset (`datasets.Dataset`):
@@ -136,11 +137,15 @@ class TempleTrainer:
         self.args = args = TempleConfig("TEMPLE") if args is None else args
         if peft_config is not None and not isinstance(peft_config, LoraConfig):
             raise ValueError(f"`peft_config` must be a LoraConfig, which can be merged; got {type(peft_config)}.")
-        if isinstance(model, PeftModel):
+        if peft_config is not None and (
+            peft_config.target_modules is None or str(peft_config.target_modules).lower() == "all-linear"
+        ):
             raise ValueError(
-                "`model` has an adapter already, and every stage makes its own. Merge it first, with "
-                "`trl-temporal merge`."
+                f"`target_modules` of `peft_config` is {peft_config.target_modules!r}, from which the "
+                "LoRA of SFT cannot be told. Give names or a pattern (`lora_target_modules` in a recipe), such as "
+                r"'.*language_model.*\.(q|k|v|o|gate|up|down)_proj'."
             )
+        _refuse_adapter(model)
         if args.push_to_hub:
             raise ValueError(
                 "`push_to_hub` would upload every stage. Leave it out, and upload the finished model with "
@@ -192,8 +197,6 @@ class TempleTrainer:
         for number, stage in enumerate(self.stages):
             if stage.name not in self.run.finished:
                 self._train_stage(number, stage, reporters)
-        for reporter in reporters:
-            reporter.on_train_end(self.args, TrainerState(), TrainerControl())
         self.model = self.load_model(len(self.stages))
         if PartialState().is_main_process:
             self.model.save_pretrained(self.args.output_dir)
@@ -201,6 +204,14 @@ class TempleTrainer:
             AutoProcessor.from_pretrained(last).save_pretrained(self.args.output_dir)
             write_plain_card(self.args.output_dir, FOLDER, self.model.config._name_or_path or None)
         PartialState().wait_for_everyone()
+        state = TrainerState(
+            global_step=sum(mark["steps"] for mark in self.run.finished.values()),
+            is_local_process_zero=PartialState().is_local_main_process,
+            is_world_process_zero=PartialState().is_main_process,
+        )
+        of_run = {"model": self.model, "processing_class": self.processing_class}
+        for reporter in reporters:
+            reporter.on_train_end(self.args, state, TrainerControl(), **of_run)
         return {name: mark["metrics"] for name, mark in self.run.finished.items()}
 
     def load_model(self, num_stages: int) -> PreTrainedModel:
@@ -287,13 +298,23 @@ class TempleTrainer:
         return self.args.sft_config(**settings)
 
     def _settings(self) -> dict[str, Any]:
-        model = self._model.config._name_or_path if isinstance(self._model, torch.nn.Module) else self._model
         return run_settings(
             self.args,
-            model=model if isinstance(model, str) else "of a function",
+            **self._start(),
             peft_config=None if self.peft_config is None else self.peft_config.to_dict(),
             rows={stage.name: hash_rows(stage.rows) for stage in self.stages},
         )
+
+    def _start(self) -> dict[str, str]:
+        """What training starts from. A function does not say, so it is called to see."""
+        if isinstance(self._model, str):
+            return {"model": self._model}
+        model = self._model if isinstance(self._model, torch.nn.Module) else self.load_model(0)
+        _refuse_adapter(model)
+        name = model.config._name_or_path
+        if not name and model.config.model_type == "d2vlm" and model.config.backbone_config is not None:
+            name = model.config.backbone_config._name_or_path
+        return {"model": name, "model_dtype": str(model.dtype)}
 
     # --- What a stage starts from ---
 
@@ -335,6 +356,13 @@ class TempleTrainer:
         return config
 
 
+def _refuse_adapter(model) -> None:
+    if isinstance(model, PeftModel):
+        raise ValueError(
+            "`model` has an adapter already, and every stage makes its own. Merge it first, with `trl-temporal merge`."
+        )
+
+
 def make_stages(
     args: TempleConfig, train_dataset: datasets.Dataset | None, sft_dataset: datasets.Dataset | None
 ) -> list[Stage]:
@@ -369,6 +397,9 @@ def make_stages(
             else f"stage {next(n for n in args.stage_names if n.endswith('_sft'))!r} has no rows: give `sft_dataset`, "
             "or leave `then_sft` out."
         )
+    if sft_dataset is not None and len(sft_dataset) == 0:
+        stage = next(name for name in args.stage_names if name.endswith("_sft"))
+        raise ValueError(f"stage {stage!r} has no rows: `sft_dataset` is empty. Fill it, or leave `then_sft` out.")
     ratios = _keep_ratios(train_dataset) if args.stages else []
     counts = Counter(ratios)
     found = ", ".join(f"{counts[ratio]} of {ratio}" for ratio in sorted(counts, reverse=True)) or "none"

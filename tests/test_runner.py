@@ -174,13 +174,14 @@ def test_a_model_that_writes_times(event_world, monkeypatch, tmp_path):
         name_or_path, dtype = "org/stock", "torch.float32"
 
         class config:
-            model_type, _commit_hash = "qwen3_vl", "abc"
+            model_type = "qwen3_vl"
 
     monkeypatch.setattr(answering, "generate_texts", generate_texts)
     run = evaluate_model(Stock(), "rows", rows, processor=object(), output_dir=tmp_path / "run", progress=False)
     for name in ("grounding_f1", "dense_f1", "caption_exact_match", "qa_exact_match", "grounding_R1@0.7"):
         assert run.metrics[name] == pytest.approx(100), name
-    assert run.settings["model"]["commit"] == "abc"
+    assert run.settings["model"]["name"] == "org/stock"
+    assert run.settings["model"]["commit"] is None  # in memory, never loaded from the Hub
     assert list(read_answers(tmp_path / "run"))[0].response is None
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from peft import PeftConfig, PeftModel
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
@@ -117,7 +119,7 @@ def describe_model(model: PreTrainedModel | PeftModel, name: str, revision: str 
         `dict`: `name`, `sha256` or `revision` and `commit`, `type` and `dtype`; of an adapter also its `base`.
     """
     folder = Path(name)
-    if folder.is_dir():
+    if name and folder.is_dir():
         made_of = {"name": folder.resolve().name, "sha256": _hash_weights(folder)}
     else:
         made_of = {"name": name, "revision": revision, "commit": _commit_of(model, name, revision)}
@@ -139,9 +141,14 @@ def _has_config(name: str, from_hub: dict[str, Any]) -> bool:
 
 
 def _commit_of(model: PreTrainedModel | PeftModel, name: str, revision: str | None) -> str | None:
-    if isinstance(model, PeftModel):
-        return extract_commit_hash(find_adapter_config_file(name, revision=revision), None)
-    return extract_commit_hash(cached_file(name, "config.json", revision=revision), None)
+    # Loading has put the file into the cache. A model that was never loaded from the Hub has none there, whatever its
+    # name: it has no commit, and nobody is asked for one.
+    file = "adapter_config.json" if isinstance(model, PeftModel) else "config.json"
+    try:
+        cached = try_to_load_from_cache(name, file, revision=revision)
+    except HFValidationError:  # a path
+        return None
+    return extract_commit_hash(cached, None) if isinstance(cached, str) else None
 
 
 def _find_base(

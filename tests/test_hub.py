@@ -427,6 +427,33 @@ def test_the_card_of_a_training(tiny_dir, tmp_path):
     assert hash_of(card) == hash_of(again) != hash_of(other)
 
 
+def test_the_card_of_a_grounded_videodit(event_world, tmp_path, monkeypatch):
+    """Its quick start answers, with frame encoders that it finds by their names."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    from trl_temporal import EvidenceSFTConfig, EvidenceSFTTrainer
+    from trl_temporal.models.tiny import build_tiny_grounded_videodit
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=16, patch_size=8)).save_pretrained(tmp_path / "tower")
+    tower, small = {"name": str(tmp_path / "tower"), "hidden_size": 8}, {"hidden_size": 32, "num_hidden_layers": 1}
+    model, processor = build_tiny_grounded_videodit(["When?"], tower, 280, num_frames=4, image_size=16, **small)
+    rows = [dict(row, task=None) for row in event_world["train"] if len(row["spans"]) == 1][:2]
+    settings = {"max_steps": 1, "feature_cache": str(tmp_path / "features"), "disable_tqdm": True}
+    folder = str(tmp_path / "model")
+    trainer = train(EvidenceSFTTrainer, EvidenceSFTConfig, folder, model, processor, None, rows, **settings)
+    trainer.save_model()
+    trainer.create_model_card("short")
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "papers/2508.15641" in card and "grounded-videodit" in card and "d2vlm" not in card.lower()
+    shutil.copy(rows[0]["videos"][0]["path"], tmp_path / "video.mp4")
+    monkeypatch.chdir(tmp_path)
+    printed = StringIO()
+    with redirect_stdout(printed):
+        exec(blocks_of(card)[0].replace("path/to/this/folder", folder), {})
+    assert printed.getvalue()
+
+
 NO_EVIDENCE = {"evidence_coef": 0.0, "consistency_coef": 0.0}
 
 

@@ -10,6 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
+from tests.distributed.zero_ranks import SPAN_ROWS, noise_features
 from tests.families import build
 from tests.helpers import MIXED_ROWS, noise_video
 from tests.test_backbones import ROWS
@@ -18,6 +19,9 @@ from trl_temporal.data.collator import EvidenceCollator
 from trl_temporal.evaluation.loading import describe_model, load_config, load_model, record_base
 from trl_temporal.hub.merge import PEFT_NAMES, merge_adapter
 from trl_temporal.models.d2vlm import D2VLMBackboneProcessor, D2VLMForConditionalGeneration
+from trl_temporal.models.grounded_videodit import GroundedVideoDiTForConditionalGeneration
+from trl_temporal.models.tiny import build_tiny_grounded_videodit
+from trl_temporal.objects.collator import GroundedCollator
 
 LAYERS = r".*(language_model|text_model)\.layers.*\.(q_proj|v_proj|qkv_proj)$"
 
@@ -130,6 +134,54 @@ def test_a_d2vlm_on_a_backbone(family, tmp_path):
     merge_adapter(adapter, tmp_path / "merged")
     merged = check(tmp_path / "merged", expected, batch)
     assert {key: getattr(merged.config, key) for key in settings} == settings
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_a_grounded_videodit(is_tied, tmp_path):
+    """What the paper trains: a LoRA, whole parts, and rows of time tokens."""
+    torch.manual_seed(0)
+    model, processor = build_tiny_grounded_videodit(
+        ["When does it happen?"],
+        {"name": "none", "hidden_size": 8},
+        vocab_size=280,
+        hidden_size=32,
+        num_hidden_layers=2,
+        grounding_head=["span", "time_tokens"],
+        dtl_config={"width": 16, "num_layers": 2, "num_heads": 2},
+    )
+    if not is_tied:
+        model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = False
+        model = GroundedVideoDiTForConditionalGeneration(model.config)
+    model.save_pretrained(tmp_path / "base")
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "base")
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) == is_tied
+    batch = GroundedCollator(processor, noise_features)(SPAN_ROWS)
+    batch = {name: value for name, value in batch.items() if not name.startswith(("span_", "labels"))}
+
+    def answer(model):
+        with torch.no_grad():
+            output = model.eval()(**batch)
+        heads = torch.cat([output.start_logits, output.end_logits])
+        return torch.cat([output.logits.flatten(), heads[heads.isfinite()]])
+
+    first = model.config.time_token_start_id
+    rows = list(range(first, first + model.config.num_time_steps + 1))
+    tokens = {"embed_tokens": rows} | ({} if is_tied else {"lm_head": rows})
+    before = answer(model)
+    adapted = adapt(model, modules_to_save=model.trained_parts, trainable_token_indices=tokens)
+    expected = answer(adapted)
+    assert (expected - before).abs().max() > 0.1
+    adapter = save(adapted, processor, tmp_path / "adapter")
+    loaded, again = load_model(adapter, "float32")
+    torch.testing.assert_close(answer(loaded), expected)
+    assert again.time_tokens.tokens == processor.time_tokens.tokens
+    assert main(["merge", adapter, str(tmp_path / "merged")]) == 0
+    merged, report = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged", output_loading_info=True)
+    assert not any(report.values()), report
+    assert (answer(merged) - expected).abs().max() < 2e-5 * expected.abs().max()
+    assert (merged.lm_head.weight is merged.get_input_embeddings().weight) == is_tied
+    card = ModelCard.load(tmp_path / "merged" / "README.md").text
+    assert "generate_answers" in card and (tmp_path / "merged" / "modeling_grounded_videodit.py").exists()
 
 
 def test_a_backbone_that_has_moved(tmp_path):

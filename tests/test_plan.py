@@ -161,7 +161,7 @@ def test_tokens_are_those_of_the_collator(recipe, tiny_vlm, event_world, tmp_pat
     assert made["num_rows"] == made["num_sampled"] == len(rows) and not made["notes"]
     processor = build("qwen2_5_vl")[1]
     args = config(EvidenceSFTConfig, fps=2.0, max_frames=10)
-    collate = ChatCollator(processor, frame_cache(args, processor, has_evidence=False))
+    collate = ChatCollator(processor, frame_cache(args, processor, "qwen2_5_vl"))
     lengths = [collate([row])["input_ids"].shape[1] for row in rows]
     assert made["sequence_tokens"]["min"] == min(lengths) and made["sequence_tokens"]["max"] == max(lengths)
     assert made["frames"] == {"min": 10, "median": 10, "max": 10}

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
         D2VLMForConditionalGeneration,
         D2VLMProcessor,
     )
+    from .models.grounded_videodit import (
+        GroundedVideoDiTConfig,
+        GroundedVideoDiTForConditionalGeneration,
+        GroundedVideoDiTProcessor,
+    )
     from .spans import Span
     from .trainer.evidence_sft_config import EvidenceSFTConfig
     from .trainer.evidence_sft_trainer import EvidenceSFTTrainer
@@ -41,6 +46,9 @@ _MODULE_OF = {
     "GroundedAnswer": "evaluation.generation",
     "GroundedEvaluationCallback": "evaluation.callback",
     "GroundedEvaluator": "evaluation.evaluator",
+    "GroundedVideoDiTConfig": "models.grounded_videodit",
+    "GroundedVideoDiTForConditionalGeneration": "models.grounded_videodit",
+    "GroundedVideoDiTProcessor": "models.grounded_videodit",
     "Span": "spans",
     "TempleConfig": "trainer.temple_config",
     "TempleTrainer": "trainer.temple_trainer",
@@ -62,6 +70,9 @@ __all__ = [
     "GroundedAnswer",
     "GroundedEvaluationCallback",
     "GroundedEvaluator",
+    "GroundedVideoDiTConfig",
+    "GroundedVideoDiTForConditionalGeneration",
+    "GroundedVideoDiTProcessor",
     "Span",
     "TempleConfig",
     "TempleTrainer",

@@ -30,6 +30,7 @@ from trl_temporal import (
 from trl_temporal.data.chat_collator import ChatCollator
 from trl_temporal.data.collator import EvidenceCollator
 from trl_temporal.data.feature_cache_build import build_feature_cache
+from trl_temporal.models.tiny import build_tiny_grounded_videodit
 from trl_temporal.trainer.blank_video import with_blank
 from trl_temporal.trainer.evidence_mixin import EvidenceTrainerMixin, frame_cache
 from trl_temporal.trainer.sharding import show_exact
@@ -63,6 +64,20 @@ def folder(tiny_dir, event_world, tmp_path_factory):
     model = D2VLMForConditionalGeneration.from_backbone(f"{folder}/qwen3_vl", processor, capture_layer=2)
     model.save_pretrained(folder / "evidence")
     processor.save_pretrained(folder / "evidence")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, processor = build_tiny_grounded_videodit(
+            ["When does it happen?", "<evi> </evi> It happens in <evi>."],
+            {"name": "none", "hidden_size": 8},
+            vocab_size=280,
+            hidden_size=32,
+            num_hidden_layers=2,
+            grounding_head=["span", "evidence"],
+            dtl_config={"width": 16, "num_layers": 2, "num_heads": 2},
+            use_kl=True,
+        )
+    model.save_pretrained(folder / "spans")
+    processor.save_pretrained(folder / "spans")
     zero_ranks.numbered(MIXED_PAIRS).save_to_disk(folder / "pairs")
     rows = "".join(json.dumps(row) + "\n" for row in event_world["train"])
     (folder / "rows.jsonl").write_text(rows, encoding="utf-8")
@@ -284,7 +299,7 @@ def test_a_blank_video_from_a_feature_cache(case, folder, event_world, config, t
     args = config(
         EvidenceSFTConfig, freeze_vision_tower=True, feature_cache=str(tmp_path), cache_frames=False, **losses
     )
-    reader = frame_cache(args, processor, has_evidence=not losses)
+    reader = frame_cache(args, processor, model.config.model_type)
     build_feature_cache(event_world["train"], tmp_path, model, processor, reader, progress=False)
     trainer = EvidenceSFTTrainer(model, args=args, train_dataset=event_world["train"], processing_class=processor)
     assert "video_features" in trainer._make_blank_video()

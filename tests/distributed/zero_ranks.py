@@ -21,7 +21,7 @@ from datasets import Dataset, load_from_disk  # noqa: E402
 from peft import LoraConfig  # noqa: E402
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback  # noqa: E402
 
-from tests.helpers import MIXED_PAIRS, MIXED_ROWS, noise_video  # noqa: E402
+from tests.helpers import MIXED_PAIRS, MIXED_ROWS, noise_video, preference_row, sft_row  # noqa: E402
 from trl_temporal import (  # noqa: E402
     D2VLMBackboneProcessor,
     D2VLMForConditionalGeneration,
@@ -32,7 +32,9 @@ from trl_temporal import (  # noqa: E402
 )
 from trl_temporal.data.chat_collator import ChatCollator, ChatPreferenceCollator  # noqa: E402
 from trl_temporal.data.collator import EvidenceCollator, PreferenceCollator  # noqa: E402
+from trl_temporal.data.feature_cache import CachedVideo  # noqa: E402
 from trl_temporal.evaluation import runner  # noqa: E402
+from trl_temporal.objects.collator import GroundedCollator, GroundedPreferenceCollator  # noqa: E402
 from trl_temporal.trainer.sharding import is_sharded, running_modules  # noqa: E402
 
 LEARNING_RATE = 0.1
@@ -47,9 +49,14 @@ CASES = (
     "lora_sft",  # as in the recipes: a LoRA, heads trained whole, rows of tokens, checkpointing
     "stock_sft",  # Qwen2.5-VL as it is
     "stock_fpo",
+    "spans_sft",  # a Grounded-VideoDiT with two heads, on features as from a cache
+    "spans_fpo",
 )
 SAVED = ("native_sft", "lora_sft")
 EVALUATED = ("native_sft", "reference_fpo")
+# A Grounded-VideoDiT is shown a video in every row.
+SPAN_ROWS = [*MIXED_ROWS[:3], sft_row("</evi> Nothing.", [], video="noise-3-6")]
+SPAN_PAIRS = [*MIXED_PAIRS[:3], preference_row("</evi> No.", [], "</evi> Nothing.", [], factor="distort")]
 
 
 def deepspeed_config(back_end: str) -> dict | None:
@@ -135,6 +142,14 @@ class WatchedCollator(EvidenceCollator):
         return super().__call__(rows)
 
 
+def noise_features(row: dict) -> CachedVideo:
+    """Of frames of `noise_video`, as a frame encoder of size 8 would make them."""
+    video = noise_video(row["videos"][0])
+    generator = torch.Generator().manual_seed(len(video.frames))
+    features = torch.randn(1, len(video.frames), 8, generator=generator)
+    return CachedVideo(features, {}, "", video.timestamps_s, video.duration_s, len(video.frames), video.path)
+
+
 def load(case: str, folder: str) -> tuple:
     """The model of a case and its processor."""
     kind = case.split("_")[0]
@@ -142,7 +157,7 @@ def load(case: str, folder: str) -> tuple:
         processor = D2VLMBackboneProcessor.from_backbone(f"{folder}/qwen3_vl", fps=2.0)
         model = D2VLMForConditionalGeneration.from_backbone(f"{folder}/qwen3_vl", processor, capture_layer=2)
         return model, processor
-    name = {"backbone": "evidence", "stock": "qwen2_5_vl"}.get(kind, "native")
+    name = {"backbone": "evidence", "stock": "qwen2_5_vl", "spans": "spans"}.get(kind, "native")
     model = AutoModelForImageTextToText.from_pretrained(f"{folder}/{name}")
     return model, AutoProcessor.from_pretrained(f"{folder}/{name}")
 
@@ -168,7 +183,7 @@ def make_trainer(case: str, folder: str, output_dir: str, back_end: str):
     # The reference has another, frozen tower: whether it equals the policy's decides whether features are shared.
     arguments["freeze_vision_tower"] = kind in ("reference", "lora")
     arguments["gradient_checkpointing"] = kind == "lora"
-    is_stock, options = kind == "stock", {}
+    is_stock, has_spans, options = kind == "stock", kind == "spans", {}
     if method == "sft":
         config = EvidenceSFTConfig(
             **arguments, **({"evidence_coef": 0.0, "consistency_coef": 0.0} if is_stock else {})
@@ -182,6 +197,10 @@ def make_trainer(case: str, folder: str, output_dir: str, back_end: str):
     torch.manual_seed(0)  # of what is new in the model
     model, processor = load(case, folder)
     dataset = numbered(MIXED_ROWS if method == "sft" else MIXED_PAIRS)
+    collator = None if has_spans else collator_class(processor, noise_video)
+    if has_spans:
+        dataset = numbered(SPAN_ROWS if method == "sft" else SPAN_PAIRS)
+        collator = (GroundedCollator if method == "sft" else GroundedPreferenceCollator)(processor, noise_features)
     if kind == "precompute":  # the ranks share a file
         dataset = load_from_disk(f"{folder}/pairs")
     if kind == "uneven":  # one rank has three rows, the other two
@@ -195,7 +214,7 @@ def make_trainer(case: str, folder: str, output_dir: str, back_end: str):
     return (EvidenceSFTTrainer if method == "sft" else FPOTrainer)(
         model,
         args=config,
-        data_collator=collator_class(processor, noise_video),
+        data_collator=collator,
         train_dataset=dataset,
         processing_class=processor,
         **options,

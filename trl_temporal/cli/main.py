@@ -9,6 +9,7 @@ from .convert import add_convert_parser
 from .data import add_data_parser
 from .evaluate import add_analyze_parser, add_eval_parser
 from .hub import add_merge_parser, add_push_parser
+from .objects import add_objects_parser
 from .synthesize import add_synthesize_parser
 from .temple import add_temple_parser
 from .train import add_cache_parser, add_plan_parser, run_plan
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_merge_parser(verbs)
     add_push_parser(verbs)
     add_temple_parser(verbs)
+    add_objects_parser(verbs)
     args, others = parser.parse_known_args(argv)
     if args.run is run_plan:
         args.training_flags = others

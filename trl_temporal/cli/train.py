@@ -56,15 +56,21 @@ def add_cache_parser(verbs) -> None:
         description="Encode the videos of a data set with the vision tower of a model. Prints the disk and the time "
         "it takes before it writes; called again, it adds what is missing.",
     )
-    build.add_argument("--model", required=True, help="folder or Hub repository of a D2VLM or a video model")
+    build.add_argument(
+        "--model", required=True, help="folder or Hub repository of a D2VLM, a video model or a Grounded-VideoDiT"
+    )
     build.add_argument("--dataset", required=True, metavar="PATH", help="data set, or a JSON, JSONL or Parquet file")
     build.add_argument("--output", required=True, metavar="DIR", help="folder of caches")
     build.add_argument("--fps", type=float, help="frames per second (default: as the trainers)")
     build.add_argument("--max-frames", type=int, help="longer videos are sampled more thinly")
     build.add_argument("--num-frames", type=int, help="exactly so many frames of every video instead")
-    build.add_argument("--batch-size", type=int, default=4, help="videos in the vision tower together (default: 4)")
+    build.add_argument("--size", type=int, help="pixels of a side of frames, for Grounded-VideoDiT (default: its own)")
+    build.add_argument("--batch-size", type=int, help="videos in the vision tower together (default: 4)")
     build.add_argument("--num-threads", type=int, default=2, help="videos decoded at a time (default: 2)")
     build.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="type of weights and features")
+    build.add_argument(
+        "--feature-dtype", choices=DTYPES, help="type of features, for Grounded-VideoDiT (default: float16)"
+    )
     build.add_argument("--device", help="device of the model (default: the GPUs in turn, else the CPU)")
     build.add_argument("--min-free-gib", type=float, default=5, help="what has to stay free on the disk (default: 5)")
     build.add_argument("--on-bad-sample", choices=("raise", "skip"), default="raise", help="default: raise")
@@ -78,14 +84,40 @@ def _cache_build(args: argparse.Namespace) -> int:
     from functools import partial
 
     from ..data.feature_cache_path import build_path
-    from ..evaluation.loading import load_model
+    from ..evaluation.loading import load_config, load_model
+    from ..models.grounded_videodit import GroundedVideoDiTConfig
+    from ..objects.frame_features_path import build_frame_features_path
 
     from_hub = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
-    return build_path(
-        args.dataset,
-        args.output,
-        partial(load_model, args.model, dtype=args.dtype, **from_hub),
-        min_free_bytes=int(args.min_free_gib * 2**30),
-        **{name: vars(args)[name] for name in ("fps", "max_frames", "num_frames", "batch_size", "num_threads")},
-        **{name: vars(args)[name] for name in ("device", "on_bad_sample", "num_workers", "executor", "executor_args")},
-    )
+    names = ("num_threads", "device", "on_bad_sample", "num_workers", "executor", "executor_args")
+    options = {name: vars(args)[name] for name in names}
+    options["min_free_bytes"] = int(args.min_free_gib * 2**30)
+    sampling = {name: vars(args)[name] for name in ("fps", "max_frames", "num_frames")}
+    if load_config(args.model, **from_hub).model_type == GroundedVideoDiTConfig.model_type:
+        if args.batch_size is not None:
+            raise ValueError("--batch-size: frame encoders take one video at a time. Leave it out.")
+        load = partial(_load_frame_encoder, args.model, args.dtype, {**sampling, "size": args.size}, from_hub)
+        dtype = args.feature_dtype or "float16"
+        return build_frame_features_path(args.dataset, args.output, load, dtype=dtype, **options)
+    for flag, value in {"--size": args.size, "--feature-dtype": args.feature_dtype}.items():
+        if value is not None:
+            raise ValueError(
+                f"{flag} is for Grounded-VideoDiT; here the processor and --dtype decide it. Leave it out."
+            )
+    options["batch_size"] = 4 if args.batch_size is None else args.batch_size
+    load = partial(load_model, args.model, dtype=args.dtype, **from_hub)
+    return build_path(args.dataset, args.output, load, **sampling, **options)
+
+
+def _load_frame_encoder(name: str, dtype: str, sampling: dict, from_hub: dict):
+    """The frozen frame encoders of a Grounded-VideoDiT, and the reader of what they are given."""
+    import torch
+    from transformers import AutoProcessor
+
+    from ..evaluation.loading import load_config
+    from ..models.grounded_videodit import load_frame_encoder
+    from ..objects.frame_features_path import read_frames_of
+
+    weights = torch.float32 if dtype == "auto" else getattr(torch, dtype)
+    encoder = load_frame_encoder(load_config(name, **from_hub), dtype=weights)
+    return encoder, read_frames_of(AutoProcessor.from_pretrained(name, **from_hub), **sampling)

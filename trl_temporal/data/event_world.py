@@ -223,7 +223,7 @@ def distort_event_world_caption(text: str, rng: np.random.Generator) -> str:
     return re.sub(rf"\b{value}\b", others[rng.integers(len(others))], text, count=1)
 
 
-def write_video(path: str | os.PathLike, world: World) -> None:
+def write_video(path: str | os.PathLike, world: World, size: int = VIDEO_SETTINGS["size"]) -> None:
     """
     Render a world to an mp4 file. The file appears under its name only when it is whole.
 
@@ -232,16 +232,18 @@ def write_video(path: str | os.PathLike, world: World) -> None:
             File to write.
         world (`World`):
             The world.
+        size (`int`, *optional*, defaults to `128`):
+            Side of the square frames in pixels, an even number.
     """
     path = Path(path)
     unfinished = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
     num_frames = round(world.duration_s * FPS)
     with av.open(str(unfinished), "w", format="mp4") as container:
         stream = container.add_stream(VIDEO_SETTINGS["codec"], rate=FPS, options=VIDEO_SETTINGS["options"])
-        stream.width = stream.height = VIDEO_SETTINGS["size"]
+        stream.width = stream.height = size
         stream.pix_fmt = VIDEO_SETTINGS["pix_fmt"]
         stream.codec_context.thread_count = 1
-        for frame in render(world, np.arange(num_frames) / FPS, VIDEO_SETTINGS["size"]):
+        for frame in render(world, np.arange(num_frames) / FPS, size):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
     os.replace(unfinished, path)
@@ -261,9 +263,8 @@ def _mapper(num_workers: int) -> Iterator[Callable]:
         yield lambda function, tasks: pool.map(function, tasks, chunksize=4)
 
 
-def _claim_folder(root: Path, seed: int) -> None:
+def _claim_folder(root: Path, settings: dict[str, Any]) -> None:
     """Write the manifest before any video, or check that the one that is there says the same."""
-    settings = {**VIDEO_SETTINGS, "seed": seed}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     manifest = root / "manifest.json"
     if manifest.exists():
@@ -326,11 +327,69 @@ def build_event_world(
         >>> data = build_event_world("event_world", num_train=8, num_validation=2, num_test=2)  # doctest: +SKIP
     """
     counts = {"train": num_train, "validation": num_validation, "test": num_test}
+    return build_folder(
+        root,
+        counts,
+        seed,
+        settings=VIDEO_SETTINGS,
+        rows_of=lambda index, video_entry: video_rows(simulate(seed, index), video_entry),
+        write_one=_write_world,
+        features=SFT_FEATURES,
+        card_of=_data_card,
+        num_workers=num_workers,
+        progress=progress,
+    )
+
+
+def build_folder(
+    root: str | os.PathLike,
+    counts: dict[str, int],
+    seed: int,
+    *,
+    settings: dict[str, Any],
+    rows_of: Callable[[int, dict], list[dict]],
+    write_one: Callable[[tuple[Path, int, int]], None],
+    features: datasets.Features,
+    card_of: Callable[[dict[str, int], int], str],
+    num_workers: int,
+    progress: bool,
+) -> datasets.DatasetDict:
+    """
+    What [`build_event_world`] does, for any kind of world.
+
+    Args:
+        root (`str` or `os.PathLike`):
+            Folder of the data set.
+        counts (`dict[str, int]`):
+            Number of videos of each split; those without videos are left out.
+        seed (`int`):
+            Seed of all worlds.
+        settings (`dict`):
+            What the video files depend on beside the seed; a folder that was made with others is refused.
+        rows_of (`Callable[[int, dict], list[dict]]`):
+            Rows of a world by its index and its entry of the column `videos`.
+        write_one (`Callable[[tuple[Path, int, int]], None]`):
+            Writes the video of `(path, seed, index)`; other processes have to be able to import it.
+        features (`datasets.Features`):
+            Columns of the rows.
+        card_of (`Callable[[dict[str, int], int], str]`):
+            Data card by the number of videos of each split and the seed.
+        num_workers (`int`):
+            Number of processes that render.
+        progress (`bool`):
+            Whether to show a progress bar.
+
+    Returns:
+        `datasets.DatasetDict`: the splits.
+
+    Raises:
+        `ValueError`: the folder holds videos that were made with other settings, or a split is too large.
+    """
     counts = {split: count for split, count in counts.items() if count > 0}
     if max(counts.values(), default=0) > MAX_VIDEOS_PER_SPLIT:
         raise ValueError(f"a split has at most {MAX_VIDEOS_PER_SPLIT} videos, but got {counts}")
     root = Path(root)
-    _claim_folder(root, seed)
+    _claim_folder(root, {**settings, "seed": seed})
     rows: dict[str, list[dict]] = {}
     missing = []
     for split, count in counts.items():
@@ -339,22 +398,22 @@ def build_event_world(
         rows[split] = []
         for i in range(count):
             index, path = SPLIT_STARTS[split] + i, folder / f"{i:06d}.mp4"
-            rows[split] += video_rows(simulate(seed, index), {"path": str(path)})
+            rows[split] += rows_of(index, {"path": str(path)})
             if not path.exists():
                 missing.append((path, seed, index))
 
     bar = tqdm(total=len(missing), desc="Rendering EventWorld", unit="video", disable=not progress or not missing)
     with bar, _mapper(num_workers) as mapped:
-        for _ in mapped(_write_world, missing):
+        for _ in mapped(write_one, missing):
             bar.update()
 
     data = datasets.DatasetDict(
-        {split: datasets.Dataset.from_list(rows[split], features=SFT_FEATURES) for split in counts}
+        {split: datasets.Dataset.from_list(rows[split], features=features) for split in counts}
     )
     (root / "data").mkdir(exist_ok=True)
     for split, dataset in data.items():
         dataset.to_parquet(root / "data" / f"{split}.parquet")
-    (root / "README.md").write_text(_data_card(counts, seed), encoding="utf-8")
+    (root / "README.md").write_text(card_of(counts, seed), encoding="utf-8")
     return data
 
 

@@ -20,7 +20,7 @@ def _covered(pixels: np.ndarray, center: np.ndarray, half: np.ndarray) -> np.nda
     return np.clip(np.minimum(pixels + 1, center + half) - np.maximum(pixels, center - half), 0, 1)
 
 
-def _coverage(shape: str, columns: np.ndarray, rows: np.ndarray, x, y, radius) -> np.ndarray:
+def coverage(shape: str, columns: np.ndarray, rows: np.ndarray, x, y, radius) -> np.ndarray:
     """Share of each pixel inside the shape, `(N, P, P)`, from columns and rows `(N, P)` and x, y, radius `(N, 1)`."""
     if shape == "disc":
         distance = np.sqrt((columns + 0.5 - x)[:, None, :] ** 2 + (rows + 0.5 - y)[:, :, None] ** 2)
@@ -41,10 +41,10 @@ def _paint(frames: np.ndarray, frame_ids: np.ndarray, shape: str, x, y, radius, 
     first_column = np.clip(np.floor(x - patch / 2), 0, size - patch).astype(np.int64)
     first_row = np.clip(np.floor(y - patch / 2), 0, size - patch).astype(np.int64)
     columns, rows = first_column + np.arange(patch), first_row + np.arange(patch)
-    coverage = _coverage(shape, columns.astype(np.float32), rows.astype(np.float32), x, y, radius)[..., None]
+    share = coverage(shape, columns.astype(np.float32), rows.astype(np.float32), x, y, radius)[..., None]
     place = frame_ids[:, None, None], rows[:, :, None], columns[:, None, :]
     below = frames[place]
-    frames[place] = below + coverage * (colour[:, None, None, :].astype(np.float32) - below)
+    frames[place] = below + share * (colour[:, None, None, :].astype(np.float32) - below)
 
 
 @cache

@@ -167,7 +167,7 @@ def object_motion(
     return x, y, radius, brightness
 
 
-def _event_spans(rng: np.random.Generator, duration_s: float, num_events: int) -> list[tuple[float, float]]:
+def event_spans(rng: np.random.Generator, duration_s: float, num_events: int) -> list[tuple[float, float]]:
     """Sample lengths, shorten them if the video is too full, and share what is left among the gaps."""
     fixed_s = FIRST_START_S + LAST_MARGIN_S + (num_events - 1) * MIN_GAP_S
     room_s = duration_s - fixed_s - MIN_SLACK_S - num_events * MIN_EVENT_S
@@ -180,7 +180,7 @@ def _event_spans(rng: np.random.Generator, duration_s: float, num_events: int) -
     return [(float(end_s - length_s), float(end_s)) for end_s, length_s in zip(ends_s, lengths_s, strict=True)]
 
 
-def _rate_and_phase(rng: np.random.Generator, action: str, length_s: float) -> tuple[float, float]:
+def rate_and_phase(rng: np.random.Generator, action: str, length_s: float) -> tuple[float, float]:
     """Rate (px/s for slides, else Hz) and phase in cycles; both ends of the event show at 2 frames a second."""
     if action.startswith("slides"):
         return float(rng.uniform(6, 9)), 0.0
@@ -210,12 +210,12 @@ def _sample_events(
             chosen.append(candidate)
     events = []
     for (object_index, action), (start_s, end_s) in zip(chosen, spans, strict=True):
-        rate, phase = _rate_and_phase(rng, action, end_s - start_s)
+        rate, phase = rate_and_phase(rng, action, end_s - start_s)
         events.append(WorldEvent(object_index, *looks[object_index], action, start_s, end_s, rate, phase))
     return events
 
 
-def _place_objects(
+def place_objects(
     rng: np.random.Generator, objects: Sequence[WorldObject], events: Sequence[WorldEvent], duration_s: float
 ) -> list[WorldObject] | None:
     """Put the objects in two rows so that the areas they sweep in the video stay apart; None if they do not fit."""
@@ -254,7 +254,7 @@ def _place_objects(
     return placed
 
 
-def _sample_distractors(rng: np.random.Generator, duration_s: float) -> Distractors:
+def sample_distractors(rng: np.random.Generator, duration_s: float) -> Distractors:
     num_walks = int(rng.integers(1, 3))
     walks = []
     for i in range(num_walks):
@@ -298,14 +298,14 @@ def simulate(seed: int, index: int) -> World:
     """
     rng = np.random.default_rng([seed, index])
     duration_s = int(rng.integers(16 * FPS, 20 * FPS + 1)) / FPS
-    spans = _event_spans(rng, duration_s, int(rng.integers(5, 8)))
+    spans = event_spans(rng, duration_s, int(rng.integers(5, 8)))
     colours = rng.permutation(list(COLOURS))[: rng.integers(3, 5)].tolist()
     shapes = rng.choice(list(RADII), size=len(colours)).tolist()
     looks = list(zip(colours, shapes, strict=True))
-    distractors = _sample_distractors(rng, duration_s)
+    distractors = sample_distractors(rng, duration_s)
     while True:
         events = _sample_events(rng, looks, spans)
         objects = [WorldObject(*look, 0.0, 0.0, drift_phase=float(rng.random())) for look in looks]
-        placed = _place_objects(rng, objects, events, duration_s)
+        placed = place_objects(rng, objects, events, duration_s)
         if placed is not None:
             return World(seed, index, duration_s, tuple(placed), tuple(events), distractors)

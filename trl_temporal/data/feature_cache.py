@@ -42,7 +42,7 @@ class CachedVideo:
         inputs (`dict[str, torch.Tensor]`):
             What the processor made of it besides pixels, such as `video_grid_thw`, each with a first dimension of 1.
         placeholder (`str`):
-            What the processor writes into a prompt in place of the video token.
+            What the processor writes into a prompt in place of the video token; of frame encoders empty.
         timestamps_s (`np.ndarray` of shape `(num_frames,)`):
             Timestamps of the sampled frames in seconds.
         duration_s (`float`):
@@ -62,7 +62,59 @@ class CachedVideo:
     path: str
 
 
-class FeatureCache:
+class VideoIds:
+    """What tells videos from each other: their content, wherever their files are. Hashes are kept, files are not."""
+
+    def __init__(self):
+        self._contents: dict[str, str] = {}  # hashes by files and their versions, so that known ones are not read
+
+    def video_id(self, entry: str | dict, objects: str | None = None) -> str:
+        """
+        What tells an entry of `videos` from others: its content, its crop and its rate, wherever it is.
+
+        Args:
+            entry (`str` or `dict`):
+                Entry of the column `videos`.
+            objects (`str`, *optional*):
+                What else its features depend on: of a frame encoder that sees masks, a hash of the objects and masks
+                of a row.
+
+        Returns:
+            `str`: 32 hexadecimal digits.
+
+        Raises:
+            VideoError: if its file is not there.
+        """
+        (entry,) = coerce_videos(entry)
+        parts = [self.content(entry), float(entry.get("start_s") or 0)]
+        parts += [entry.get("end_s") and float(entry["end_s"]), entry.get("fps")]
+        parts += [] if objects is None else [objects]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+    def content(self, entry: dict) -> str:
+        """Hash of the bytes of a video, or of its frames."""
+        source = self.source(entry)
+        if source is None:
+            return hashlib.sha256(video_key({"frames": entry["frames"]}).encode()).hexdigest()
+        if source not in self._contents:
+            self._contents[source] = hashlib.sha256("".join(map(_hash_path, _files_of(entry))).encode()).hexdigest()
+        return self._contents[source]
+
+    def source(self, entry: dict) -> str | None:
+        """The files of an entry with their versions, or `None` for frames in memory."""
+        files = _files_of(entry)
+        if files is None:
+            return None
+        missing = [file for file in files if not os.path.exists(file)]
+        if missing:
+            raise VideoError(
+                f"{missing[0]}: no such file or folder; check the path (relative to {os.getcwd()}). The feature cache "
+                "needs it to tell that it has not changed."
+            )
+        return json.dumps([[os.path.abspath(file), _version(file)] for file in files])
+
+
+class FeatureCache(VideoIds):
     """
     Reads the features of videos. Made by [`FeatureCache.open`]; workers of a data loader and ranks may share it,
     whether they are forked or spawned.
@@ -85,9 +137,9 @@ class FeatureCache:
     """
 
     def __init__(self, folder: Path, key: dict[str, Any]):
+        super().__init__()
         self.folder, self.key = folder, key
         self._files: dict[str, str] = {}  # of each video
-        self._contents: dict[str, str] = {}  # hashes by files and their versions, so that known ones are not read
         self._handles: dict[str, safe_open] = {}
         for path in sorted(folder.glob("*.contents.json")):
             self._contents |= json.loads(path.read_text(encoding="utf-8"))
@@ -112,7 +164,7 @@ class FeatureCache:
         Raises:
             FeatureCacheError: if there is none with this key. The message compares it with the one that comes closest.
         """
-        stored = _stored_keys(Path(root))
+        stored = stored_keys(Path(root))
         for folder, other in stored.items():
             if other == key:
                 return cls(folder, key)
@@ -130,7 +182,7 @@ class FeatureCache:
     def create(cls, root: str | os.PathLike, key: dict[str, Any]) -> "FeatureCache":
         """The cache of a key as by [`FeatureCache.open`], or an empty one."""
         root = Path(root)
-        for folder, other in _stored_keys(root).items():
+        for folder, other in stored_keys(root).items():
             if other == key:
                 return cls(folder, key)
         folder = root / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
@@ -197,43 +249,10 @@ class FeatureCache:
                 "the projector (and keep LoRA out of them), or train without the feature cache."
             )
 
-    def video_id(self, entry: str | dict) -> str:
-        """
-        What tells an entry of `videos` from others in this cache: its content, its crop and its rate, wherever it is.
-
-        Raises:
-            VideoError: if its file is not there.
-        """
-        (entry,) = coerce_videos(entry)
-        crop = [float(entry.get("start_s") or 0), entry.get("end_s") and float(entry["end_s"]), entry.get("fps")]
-        return hashlib.sha256(json.dumps([self.content(entry), *crop]).encode()).hexdigest()[:32]
-
-    def content(self, entry: dict) -> str:
-        """Hash of the bytes of a video, or of its frames."""
-        source = self.source(entry)
-        if source is None:
-            return hashlib.sha256(video_key({"frames": entry["frames"]}).encode()).hexdigest()
-        if source not in self._contents:
-            self._contents[source] = hashlib.sha256("".join(map(_hash_path, _files_of(entry))).encode()).hexdigest()
-        return self._contents[source]
-
-    def source(self, entry: dict) -> str | None:
-        """The files of an entry with their versions, or `None` for frames in memory."""
-        files = _files_of(entry)
-        if files is None:
-            return None
-        missing = [file for file in files if not os.path.exists(file)]
-        if missing:
-            raise VideoError(
-                f"{missing[0]}: no such file or folder; check the path (relative to {os.getcwd()}). The feature cache "
-                "needs it to tell that it has not changed."
-            )
-        return json.dumps([[os.path.abspath(file), _version(file)] for file in files])
-
-    def is_known(self, entry: dict) -> bool:
+    def is_known(self, entry: dict, objects: str | None = None) -> bool:
         """Whether a video is in the cache, without reading it: false of one that was moved."""
         try:
-            return self.source(entry) in self._contents and entry in self
+            return self.source(entry) in self._contents and self.has_id(self.video_id(entry, objects))
         except VideoError:
             return False
 
@@ -271,7 +290,8 @@ class FeatureCache:
         return self._handles[name]
 
 
-def _stored_keys(root: Path) -> dict[Path, dict[str, Any]]:
+def stored_keys(root: Path) -> dict[Path, dict[str, Any]]:
+    """The caches in a folder, with their keys."""
     return {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in sorted(root.glob("*/key.json"))}
 
 
@@ -388,7 +408,9 @@ __all__ = [
     "CachedVideo",
     "FeatureCache",
     "FeatureCacheError",
+    "VideoIds",
     "encode_cached_prompts",
     "is_cached",
     "num_steps",
+    "stored_keys",
 ]

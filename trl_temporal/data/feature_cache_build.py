@@ -10,11 +10,11 @@ import time
 import warnings
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 from uuid import uuid4
 
 import datasets
@@ -30,97 +30,51 @@ from ..models.d2vlm.processing_d2vlm import D2VLMBackboneProcessor, D2VLMProcess
 from ..video import Video, VideoError
 from .chat_inputs import takes_any_length
 from .feature_cache import FeatureCache, num_steps
+from .feature_cache_report import GIB, BuildReport, duration_text, size_text
 from .feature_key import FeatureCacheError, feature_key, stock_processor, vision_part
 from .frame_cache import FrameCache
 from .schema import RowError, coerce_videos, video_key, without_video_decoding
 from .shards import shard_range, write_whole
 
-GIB = 2**30
 NUM_FIRST = 8  # videos, spread over all, from which disk and time are estimated
 NUM_READ_BACK = 32  # videos whose reading is timed at the end
 ABANDONED_S = 600  # a file that nobody has written to for so long is left over from a killed process
 
 
 @dataclass
-class BuildReport:
-    """
-    What a build did, and whether the cache is worth having.
-
-    Args:
-        folder (`Path`):
-            Folder of the cache.
-        num_videos (`int`):
-            Distinct videos that were asked for.
-        num_new (`int`):
-            Of these, how many were encoded now.
-        num_skipped (`int`):
-            Of these, how many cannot be used.
-        num_bytes (`int`):
-            Size of the new features.
-        seconds (`float`):
-            How long it took.
-        read_s, process_s, encode_s (`float`, *optional*):
-            Seconds that one video takes without the cache: to decode, in the processor, in the vision tower. Measured
-            one after the other, in eval mode, on the first videos.
-        cached_s (`float`, *optional*):
-            Seconds that one video takes from the cache, read from disk.
-    """
-
-    folder: Path
-    num_videos: int
-    num_new: int = 0
-    num_skipped: int = 0
-    num_bytes: int = 0
-    seconds: float = 0.0
-    read_s: float | None = None
-    process_s: float | None = None
-    encode_s: float | None = None
-    cached_s: float | None = None
-
-    @property
-    def speed_up(self) -> float | None:
-        """How many times faster a video is read than made; `None` where nothing was encoded."""
-        if self.cached_s is None:
-            return None
-        return (self.read_s + self.process_s + self.encode_s) / self.cached_s
-
-    def __str__(self) -> str:
-        there = self.num_videos - self.num_new - self.num_skipped
-        text = (
-            f"{self.num_new} videos encoded in {_duration(self.seconds)} ({_size(self.num_bytes)}), "
-            f"{self.num_skipped} skipped, {there} were there already: {self.folder}"
-        )
-        if self.speed_up is None:
-            return text
-        text += (
-            f"\nA video takes {self.read_s + self.process_s + self.encode_s:.3g} s (decoding {self.read_s:.3g}, "
-            f"processor {self.process_s:.3g}, vision tower {self.encode_s:.3g}) and from the cache "
-            f"{self.cached_s:.3g} s: {self.speed_up:.3g} times faster."
-        )
-        if self.speed_up <= 1:
-            text += " The cache loses: train without it."
-        return text
-
-
-@dataclass
-class _Item:
-    """A distinct video, and the rows that show it."""
+class Item:
+    """A distinct video, or video with masks for a frame encoder that sees them, and the rows that show it."""
 
     entry: dict
-    rows: list[tuple[int, Any]] = field(default_factory=list)
+    rows: list[tuple[int, Any]] = field(default_factory=list)  # the index and the id of each
+    objects: str | None = None  # as of `FeatureCache.video_id`
 
 
 @dataclass
-class _Prepared:
+class Prepared:
     """A video as the tower takes it, or what is wrong with it."""
 
-    item: _Item
+    item: Item
     id: str | None = None
     fault: VideoError | None = None
     inputs: dict[str, torch.Tensor] | None = None
+    kept: dict[str, torch.Tensor] = field(default_factory=dict)  # what is stored beside the features
     info: dict | None = None
     read_s: float = 0.0
     process_s: float = 0.0
+
+
+class Encoder(Protocol):
+    """Makes features `(D, N, H)` of prepared videos; it may gather some to encode them together."""
+
+    def add(self, prepared: Prepared) -> list[tuple[Prepared, torch.Tensor]]:
+        """Takes a video; returns those with their features that were encoded now."""
+
+    def finish(self) -> list[tuple[Prepared, torch.Tensor]]:
+        """Encodes the others."""
+
+    def encode(self, batch: list[Prepared]) -> list[tuple[Prepared, torch.Tensor]]:
+        """Encodes videos together."""
 
 
 def build_feature_cache(
@@ -188,28 +142,91 @@ def build_feature_cache(
     >>> print(report)  # doctest: +SKIP
     ```
     """
-    if on_bad_sample not in ("raise", "skip"):
-        raise ValueError(f"on_bad_sample is {on_bad_sample!r}; it must be 'raise' or 'skip'")
     begun = time.perf_counter()
     items = distinct_videos(videos)
+    check_build(items, on_bad_sample)
+    cache = FeatureCache.create(root, feature_key(model, processor, read_video.sampling))
+
+    def prepare(item: Item) -> Prepared:
+        return _prepare(item, cache, read_video, processor)
+
+    report = fill_cache(
+        cache,
+        items,
+        prepare,
+        model,
+        _VideoEncoder(model, processor, cache.key["dtype"], batch_size),
+        num_threads=num_threads,
+        shard_bytes=shard_bytes,
+        min_free_bytes=min_free_bytes,
+        on_bad_sample=on_bad_sample,
+        rank=rank,
+        world_size=world_size,
+        progress=progress,
+    )
+    report.seconds = time.perf_counter() - begun
+    return report
+
+
+def check_build(items: Sequence[Item], on_bad_sample: str) -> None:
+    """Refuses what cannot be built before anything is read or written."""
+    if on_bad_sample not in ("raise", "skip"):
+        raise ValueError(f"on_bad_sample is {on_bad_sample!r}; it must be 'raise' or 'skip'")
     if not items:
         raise ValueError("there is no video to encode; give rows with videos, or paths")
+
+
+def fill_cache(
+    cache: FeatureCache,
+    items: Sequence[Item],
+    prepare: Callable[[Item], Prepared],
+    module: torch.nn.Module,
+    encoder: Encoder,
+    *,
+    num_threads: int,
+    shard_bytes: int,
+    min_free_bytes: int,
+    on_bad_sample: Literal["raise", "skip"],
+    rank: int,
+    world_size: int,
+    progress: bool,
+) -> BuildReport:
+    """
+    Encodes the items of a rank that a cache lacks, see [`build_feature_cache`].
+
+    Args:
+        cache ([`~trl_temporal.data.feature_cache.FeatureCache`]):
+            The cache.
+        items (`Sequence[Item]`):
+            What it is to hold, of all ranks.
+        prepare (`Callable`):
+            Reads an item, in several threads; what is wrong with its video becomes the `fault`. Without `inputs` if
+            the cache has the item's `id`.
+        module (`torch.nn.Module`):
+            Put in evaluation mode for the call.
+        encoder (`Encoder`):
+            Makes features of what was read.
+        num_threads, shard_bytes, min_free_bytes, on_bad_sample, rank, world_size, progress:
+            As of [`build_feature_cache`].
+
+    Returns:
+        [`BuildReport`], without `seconds`.
+
+    Raises:
+        FeatureCacheError: if the disk would be too full.
+        VideoError: if a video is bad and `on_bad_sample` is `"raise"`, or all are.
+    """
     items = [items[number] for number in shard_range(len(items), rank, world_size)]
-    cache = FeatureCache.create(root, feature_key(model, processor, read_video.sampling))
     report = BuildReport(cache.folder, len(items))
-    left = [item for item in items if not cache.is_known(item.entry)]
+    left = [item for item in items if not cache.is_known(item.entry, item.objects)]
     first = left[:: -(-len(left) // NUM_FIRST) or 1]
     rest = [item for item in left if not any(item is other for other in first)]
 
-    encoder = _Encoder(model, processor, cache.key["dtype"], batch_size)
     writer = _Writer(cache, rank, min_free_bytes)
-    bad: list[_Prepared] = []
+    bad: list[Prepared] = []
     claimed: set[str] = set()  # a video may be there under two names
 
-    def prepare(item: _Item) -> _Prepared:
-        return _prepare(item, cache, read_video, processor)
-
-    def is_wanted(prepared: _Prepared) -> bool:
+    def is_wanted(prepared: Prepared) -> bool:
         if prepared.fault is not None:
             if on_bad_sample == "raise":
                 raise VideoError(
@@ -221,8 +238,8 @@ def build_feature_cache(
         claimed.add(prepared.id)
         return True
 
-    was_training = model.training
-    model.eval()
+    was_training = module.training
+    module.eval()
     bar = tqdm(total=len(left), desc="Encoding videos", disable=not progress)
     try:
         measured = []
@@ -242,8 +259,9 @@ def build_feature_cache(
             if progress:
                 seconds = sum(map(sum, measured)) * (1 + len(rest) / len(measured))
                 bar.write(
-                    f"{len(left)} videos to encode: about {_size(all_bytes)} of the {_size(writer.free_bytes())} that "
-                    f"are free, and {_duration(seconds)} at most, by the first {len(measured)}."
+                    f"{len(left)} videos to encode: about {size_text(all_bytes)} of the "
+                    f"{size_text(writer.free_bytes())} that are free, and {duration_text(seconds)} at most, by the "
+                    f"first {len(measured)}."
                 )
         try:
             for prepared in _read_ahead(prepare, rest, num_threads):
@@ -259,23 +277,22 @@ def build_feature_cache(
             writer.flush()
     finally:
         bar.close()
-        model.train(was_training)
+        module.train(was_training)
     _write_skipped(cache.folder, rank, world_size, bad)
     report.num_new, report.num_skipped, report.num_bytes = len(writer.ids), len(bad), writer.num_bytes
     if items and len(bad) == len(items):
         raise VideoError(f"no video can be used. The first: {_describe(bad[0])}")
     if writer.ids:
         report.cached_s = _time_reading(cache, writer.ids)
-    report.seconds = time.perf_counter() - begun
     return report
 
 
-def distinct_videos(videos: Iterable[dict | str]) -> list[_Item]:
+def distinct_videos(videos: Iterable[dict | str]) -> list[Item]:
     """The distinct entries of rows or entries, each with the index and the id of the rows that show it."""
     if isinstance(videos, datasets.Dataset):
         names = [name for name in ("id", "videos") if name in videos.column_names]
         videos = without_video_decoding(videos.select_columns(names).with_format(None))
-    items: dict[str, _Item] = {}
+    items: dict[str, Item] = {}
     for index, row in enumerate(videos):
         is_row = isinstance(row, dict) and not row.keys() & {"path", "frames_dir", "frames"}
         try:
@@ -283,14 +300,14 @@ def distinct_videos(videos: Iterable[dict | str]) -> list[_Item]:
         except RowError as error:
             raise RowError(f"row {index}, {error}") from None
         for entry in entries:
-            item = items.setdefault(video_key(entry), _Item(entry))
+            item = items.setdefault(video_key(entry), Item(entry))
             item.rows.append((index, row.get("id") if is_row else None))
     return list(items.values())
 
 
-def _prepare(item: _Item, cache: FeatureCache, read_video: FrameCache, processor) -> _Prepared:
+def _prepare(item: Item, cache: FeatureCache, read_video: FrameCache, processor) -> Prepared:
     """Reads and processes a video, if the cache has none with its content."""
-    prepared = _Prepared(item)
+    prepared = Prepared(item)
     try:
         prepared.id = cache.video_id(item.entry)
         if cache.has_id(prepared.id):
@@ -301,20 +318,27 @@ def _prepare(item: _Item, cache: FeatureCache, read_video: FrameCache, processor
         begun = time.perf_counter()
         prepared.inputs, placeholder = _process(processor, video)
         prepared.process_s = time.perf_counter() - begun
+        prepared.kept = {name: value for name, value in prepared.inputs.items() if not name.startswith("pixel")}
+        prepared.kept.pop("frame_mask", None)  # depends on the other videos of a batch
     except VideoError as error:
         prepared.fault = error
         return prepared
     except ValueError as error:  # a processor that has its own idea of what a video is
         prepared.fault = VideoError(f"{type(processor).__name__} does not take it: {error}")
         return prepared
-    prepared.info = {
+    prepared.info = info_of(video, placeholder)
+    return prepared
+
+
+def info_of(video: Video, placeholder: str) -> dict[str, Any]:
+    """What is stored of a video besides tensors."""
+    return {
         "placeholder": placeholder,
         "timestamps_s": np.asarray(video.timestamps_s).tolist(),
         "duration_s": float(video.duration_s),
         "num_frames": len(video.frames),
         "path": video.path,
     }
-    return prepared
 
 
 def _process(processor, video: Video) -> tuple[dict[str, torch.Tensor], str]:
@@ -333,7 +357,7 @@ def _process(processor, video: Video) -> tuple[dict[str, torch.Tensor], str]:
     return {name: value for name, value in data.items() if name not in of_text}, placeholder
 
 
-class _Encoder:
+class _VideoEncoder:
     """Gathers videos that the model takes together, and encodes them."""
 
     def __init__(self, model: PreTrainedModel | PeftModel, processor, dtype: str, batch_size: int):
@@ -342,9 +366,9 @@ class _Encoder:
         self.is_tower, self.processor = decoder is None, stock_processor(processor)
         self.any_length = not self.is_tower and takes_any_length(self.processor)
         self.dtype, self.batch_size = getattr(torch, dtype), batch_size
-        self.waiting: dict[int, list[_Prepared]] = {}
+        self.waiting: dict[int, list[Prepared]] = {}
 
-    def add(self, prepared: _Prepared) -> list[tuple[_Prepared, torch.Tensor]]:
+    def add(self, prepared: Prepared) -> list[tuple[Prepared, torch.Tensor]]:
         """Takes a video; returns those with their features that were encoded now, a full batch."""
         length = 0 if self.any_length else prepared.info["num_frames"]
         self.waiting.setdefault(length, []).append(prepared)
@@ -353,12 +377,12 @@ class _Encoder:
         full = len(self.waiting[fullest]) == self.batch_size
         return self.encode(self.waiting.pop(fullest)) if full or waits_long else []
 
-    def finish(self) -> list[tuple[_Prepared, torch.Tensor]]:
+    def finish(self) -> list[tuple[Prepared, torch.Tensor]]:
         """Encodes the others."""
         return [one for length in list(self.waiting) for one in self.encode(self.waiting.pop(length))]
 
     @torch.no_grad()
-    def encode(self, batch: list[_Prepared]) -> list[tuple[_Prepared, torch.Tensor]]:
+    def encode(self, batch: list[Prepared]) -> list[tuple[Prepared, torch.Tensor]]:
         device = next(self.part.parameters()).device
         inputs = {}
         for name in batch[0].inputs:
@@ -391,12 +415,10 @@ class _Writer:
             if time.time() - partial.stat().st_mtime > ABANDONED_S:
                 partial.unlink(missing_ok=True)
 
-    def add(self, prepared: _Prepared, features: torch.Tensor) -> None:
-        inputs = {name: value for name, value in prepared.inputs.items() if not name.startswith("pixel")}
-        inputs.pop("frame_mask", None)  # depends on the other videos of a batch
-        info = {**prepared.info, "input_names": sorted(inputs)}
+    def add(self, prepared: Prepared, features: torch.Tensor) -> None:
+        info = {**prepared.info, "input_names": sorted(prepared.kept)}
         packed = np.frombuffer(zlib.compress(json.dumps(info).encode()), dtype=np.uint8)
-        tensors = {"features": features, "info": torch.from_numpy(packed.copy()), **inputs}
+        tensors = {"features": features, "info": torch.from_numpy(packed.copy()), **prepared.kept}
         self.waiting |= {f"{prepared.id}.{name}": value.contiguous() for name, value in tensors.items()}
         self.waiting_bytes += sum(value.nbytes for value in tensors.values())
         self.ids.append(prepared.id)
@@ -408,10 +430,10 @@ class _Writer:
         """Refuses to write what would leave too little of the disk."""
         if self.free_bytes() - num_bytes < self.min_free_bytes:
             raise FeatureCacheError(
-                f"The features of {what} take about {_size(num_bytes)}, but {self.cache.folder} has "
-                f"{_size(self.free_bytes())} free, of which {_size(self.min_free_bytes)} are to stay so "
+                f"The features of {what} take about {size_text(num_bytes)}, but {self.cache.folder} has "
+                f"{size_text(self.free_bytes())} free, of which {size_text(self.min_free_bytes)} are to stay so "
                 "(`min_free_bytes`). Give another folder, free some space, lower fps or max_frames, let the processor "
-                "make frames smaller, or load the model in bfloat16."
+                "make frames smaller, or take a smaller `dtype`."
             )
 
     def flush(self) -> None:
@@ -434,7 +456,7 @@ class _Writer:
         self.cache.save_contents(stem)
 
 
-def _read_ahead(prepare: Callable[[_Item], _Prepared], items: list[_Item], num_threads: int) -> Iterator[_Prepared]:
+def _read_ahead(prepare: Callable[[Item], Prepared], items: list[Item], num_threads: int) -> Iterator[Prepared]:
     """What `prepare` makes of items, in order; the next ones are made meanwhile."""
     with ThreadPoolExecutor(num_threads) as pool:
         waiting = deque()
@@ -450,13 +472,13 @@ def _read_ahead(prepare: Callable[[_Item], _Prepared], items: list[_Item], num_t
                 future.cancel()
 
 
-def _describe(prepared: _Prepared) -> str:
+def _describe(prepared: Prepared) -> str:
     index, id = prepared.item.rows[0]
     name = f"row {index}" + ("" if id is None else f" (id {id!r})")
     return f"{name}: {prepared.fault}"
 
 
-def _write_skipped(folder: Path, rank: int, world_size: int, bad: list[_Prepared]) -> None:
+def _write_skipped(folder: Path, rank: int, world_size: int, bad: list[Prepared]) -> None:
     path = folder / ("skipped.jsonl" if world_size == 1 else f"skipped-{rank:05d}.jsonl")
     if not bad:
         path.unlink(missing_ok=True)
@@ -469,7 +491,7 @@ def _write_skipped(folder: Path, rank: int, world_size: int, bad: list[_Prepared
     write_whole(path, "".join(json.dumps(record) + "\n" for record in records))
     warnings.warn(
         f"skipped {len(bad)} videos, of {len(records)} rows, that cannot be used; {path} says which and why",
-        stacklevel=3,
+        stacklevel=4,
     )
 
 
@@ -488,18 +510,4 @@ def _time_reading(cache: FeatureCache, ids: list[str]) -> float:
     return statistics.median(seconds)
 
 
-def _size(num_bytes: float) -> str:
-    return f"{num_bytes / GIB:.3g} GiB" if num_bytes >= GIB else f"{num_bytes / 2**20:.3g} MiB"
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.3g} s"
-        if seconds < 120
-        else f"{seconds / 60:.1f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
-
-
-__all__ = ["BuildReport", "build_feature_cache"]
+__all__ = ["BuildReport", "build_feature_cache", "check_build", "distinct_videos", "fill_cache"]

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel
 
 from ..models.d2vlm.processing_d2vlm import D2VLMProcessor
 from .chat_inputs import DEFAULT_FPS, DEFAULT_MAX_FRAMES
-from .feature_cache_build import BuildReport, build_feature_cache, distinct_videos
+from .feature_cache_build import BuildReport, Item, build_feature_cache, distinct_videos
 from .frame_cache import FrameCache
 from .schema import video_key, without_video_decoding
 from .shards import Executor, run_shards, shard_range, write_whole
@@ -67,33 +68,28 @@ class _BuildStep(PipelineStep):
 
     name, type = "encode videos", "trl_temporal"
 
-    def __init__(self, path: str, root: str, load: Callable, device: str | None, sampling: dict, options: dict):
+    def __init__(self, build: Callable[..., BuildReport], device: str | None):
         super().__init__()
-        self.path, self.root, self.load, self.device = path, root, load, device
-        self.sampling, self.options = sampling, options
+        self.build, self.device = build, device
         self.work_dir = ""
 
     def run(self, data=None, rank: int = 0, world_size: int = 1):
-        report = self.build(rank, world_size, progress=False)
+        report = self.build_shard(rank, world_size, progress=False)
         write_whole(Path(self.work_dir, f"report-{rank:05d}.txt"), str(report))
         return data
 
-    def build(self, rank: int, world_size: int, progress: bool) -> BuildReport:
+    def build_shard(self, rank: int, world_size: int, progress: bool) -> BuildReport:
         device = self.device
         if device is None:
             device = f"cuda:{rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
-        model, processor = self.load()
-        return build_feature_cache(
-            _rows_of(self.path),
-            self.root,
-            model.to(device),
-            processor,
-            read_videos_of(processor, **self.sampling),
-            rank=rank,
-            world_size=world_size,
-            progress=progress,
-            **self.options,
-        )
+        return self.build(device=device, rank=rank, world_size=world_size, progress=progress)
+
+
+def _build(path: str, root: str, load: Callable, sampling: dict, options: dict, device: str, **shard) -> BuildReport:
+    """Encodes the videos of a shard with a model that is loaded for it."""
+    model, processor = load()
+    read_video = read_videos_of(processor, **sampling)
+    return build_feature_cache(_rows_of(path), root, model.to(device), processor, read_video, **shard, **options)
 
 
 def _rows_of(path: str) -> list[dict]:
@@ -144,15 +140,57 @@ def build_path(
     """
     sampling = {"fps": fps, "max_frames": max_frames, "num_frames": num_frames}
     path = str(Path(path).absolute()) if os.path.exists(path) else str(path)  # a worker may be elsewhere
-    step = _BuildStep(path, str(Path(root).absolute()), load, device, sampling, options)
+    return run_build(
+        partial(_build, path, str(Path(root).absolute()), load, sampling, options),
+        lambda: distinct_videos(_rows_of(path)),
+        root,
+        [repr(load), sampling, repr(sorted(options.items()))],
+        device=device,
+        num_workers=num_workers,
+        executor=executor,
+        executor_args=executor_args,
+    )
+
+
+def run_build(
+    build: Callable[..., BuildReport],
+    find_items: Callable[[], list[Item]],
+    root: str | os.PathLike,
+    made_of: list,
+    *,
+    device: str | None,
+    num_workers: int,
+    executor: Executor,
+    executor_args: dict[str, Any] | None,
+) -> int:
+    """
+    Fills a cache here or in several processes, and prints what came of it.
+
+    Args:
+        build (`Callable`):
+            Fills the part of a rank: called with `device`, `rank`, `world_size` and `progress` in every process.
+        find_items (`Callable`):
+            The items of all ranks; called where there are several.
+        root (`str` or `os.PathLike`):
+            Folder of caches.
+        made_of (`list`):
+            Of JSON's types: what is done with another one is not done with this one.
+        device, num_workers, executor, executor_args:
+            As of [`build_path`].
+
+    Returns:
+        `int`: the exit code, 0.
+    """
+    step = _BuildStep(build, device)
     if executor == "local" and num_workers == 1:
-        print(step.build(0, 1, progress=True))
+        print(step.build_shard(0, 1, progress=True))
         return 0
-    items = distinct_videos(_rows_of(path))
+    items = find_items()
     # What is done of other videos, or shared out otherwise, is not done of these.
-    made_of = json.dumps([repr(load), sampling, repr(sorted(options.items())), num_workers])
-    made_of += "".join(video_key(item.entry) for item in items)
-    work_dir = Path(root, f".build-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}")
+    digest = hashlib.sha256(json.dumps([*made_of, num_workers]).encode())
+    for item in items:
+        digest.update((video_key(item.entry) + (item.objects or "")).encode())
+    work_dir = Path(root, f".build-{digest.hexdigest()[:16]}")
     step.work_dir = str(work_dir.absolute())
     done = run_shards(
         step,
@@ -172,4 +210,4 @@ def build_path(
     return 0
 
 
-__all__ = ["build_path", "read_videos_of"]
+__all__ = ["build_path", "read_videos_of", "run_build"]

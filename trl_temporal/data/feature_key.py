@@ -22,6 +22,8 @@ PARTS = {
     "dtype": "dtype",
     "weights": "weights of the vision tower and the projector",
 }
+# Those of a frame encoder.
+FRAME_PARTS = PARTS | {"vision": "settings of the frame encoder", "weights": "weights of the frame encoder"}
 
 
 class FeatureCacheError(ValueError):
@@ -95,7 +97,7 @@ def feature_key(model: PreTrainedModel | PeftModel, processor, sampling: dict[st
         "processor": _processor_settings(processor),
         "vision": _vision_settings(vision_part(model)[0].config),
         "dtype": str(next(value.dtype for value in tensors.values() if value.is_floating_point()))[len("torch.") :],
-        "weights": _hash_tensors(tensors),
+        "weights": hash_tensors(tensors),
     }
     return json.loads(json.dumps(key))  # tuples as lists, as they come back from the file
 
@@ -124,7 +126,9 @@ def _vision_settings(config: PreTrainedConfig) -> dict[str, Any]:
     }
 
 
-def _hash_tensors(tensors: dict[str, torch.Tensor]) -> str:
+def hash_tensors(tensors: dict[str, torch.Tensor]) -> str:
+    """Hash of named tensors: their names, types, shapes and values."""
+
     def digest(item: tuple[str, torch.Tensor]) -> str:
         name, value = item
         if value.is_meta or value.numel() == 0:
@@ -166,15 +170,16 @@ def key_differences(stored: dict[str, Any], asked: dict[str, Any]) -> list[str]:
     ```
     """
     differences = []
+    names = FRAME_PARTS if "uses_masks" in asked["vision"] else PARTS
     for part in ("sampling", "processor", "vision"):
         ours, theirs = _flatten(stored[part]), _flatten(asked[part])
         for name in sorted(ours.keys() | theirs.keys()):
             if ours.get(name) != theirs.get(name):
-                differences.append(f"{PARTS[part]}: {name} {ours.get(name)!r} != {theirs.get(name)!r}")
+                differences.append(f"{names[part]}: {name} {ours.get(name)!r} != {theirs.get(name)!r}")
     if stored["dtype"] != asked["dtype"]:
-        differences.append(f"{PARTS['dtype']}: {stored['dtype']} != {asked['dtype']}")
+        differences.append(f"{names['dtype']}: {stored['dtype']} != {asked['dtype']}")
     elif stored["weights"] != asked["weights"]:
-        differences.append(PARTS["weights"])
+        differences.append(names["weights"])
     return differences
 
 
@@ -185,4 +190,4 @@ def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-__all__ = ["FeatureCacheError", "feature_key", "key_differences", "stock_processor", "vision_tensors"]
+__all__ = ["FeatureCacheError", "feature_key", "hash_tensors", "key_differences", "stock_processor", "vision_tensors"]

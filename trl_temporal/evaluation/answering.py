@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
 
 from ..data.chat_inputs import DEFAULT_FPS, DEFAULT_MAX_FRAMES
@@ -13,10 +14,12 @@ from ..data.feature_cache import CachedVideo, FeatureCache
 from ..data.feature_key import feature_key
 from ..data.frame_cache import FrameCache
 from ..data.schema import coerce_videos, video_key
+from ..models.grounded_videodit import GroundedVideoDiTConfig, load_frame_encoder
+from ..objects.frame_features import FrameFeatureReader, LiveFrameFeatures
 from ..synthesis.endpoint import ChatEndpoint
 from ..video import Video, VideoError, load_row_video
 from .endpoint_texts import ask_endpoint
-from .generation import generate_answers
+from .generation import GroundedAnswer, generate_answers
 from .metrics.grounding import truth_spans
 from .run_folder import SavedAnswer
 from .text_generation import TextAnswer, frame_size, generate_texts
@@ -26,8 +29,8 @@ ENDPOINT_SIZE = 448  # shorter side of the pictures that are sent
 
 
 def has_evidence(config: PretrainedConfig) -> bool:
-    """Whether a model points to its evidence by tokens, and does not write times as text."""
-    return config.model_type == "d2vlm"
+    """Whether a model points to its evidence, and does not write times as text."""
+    return config.model_type in ("d2vlm", GroundedVideoDiTConfig.model_type)
 
 
 @dataclass
@@ -37,7 +40,7 @@ class Answering:
 
     Args:
         model ([`~transformers.PreTrainedModel`] or `str`):
-            A D2VLM, or a model that writes times as text; with `endpoint` its name there.
+            A D2VLM, a Grounded-VideoDiT, or a model that writes times as text; with `endpoint` its name there.
         processor ([`~transformers.ProcessorMixin`] or `None`):
             Its processor; `None` with `endpoint`.
         endpoint ([`~trl_temporal.synthesis.endpoint.ChatEndpoint`], *optional*):
@@ -63,16 +66,17 @@ class Answering:
         if self.on_bad_sample not in ("raise", "skip"):
             raise ValueError(f"on_bad_sample is {self.on_bad_sample!r}; it must be 'raise' or 'skip'")
         self.has_evidence = self.endpoint is None and has_evidence(self.model.config)
+        self.has_spans = self.has_evidence and self.model.config.model_type == GroundedVideoDiTConfig.model_type
         self._features = None
         if self.num_frames is not None and (self.fps is not None or self.max_frames is not None):
             raise ValueError("give either `num_frames`, or `fps` and `max_frames`")
         if self.has_evidence:
             if self.size is not None:
-                raise ValueError("the size of a D2VLM's frames is that of its vision tower; leave `size` out")
+                raise ValueError("the size of the frames is that of the model's vision tower; leave `size` out")
             self.size = self.processor.image_size
             if self.fps is None and self.max_frames is None:
                 self.num_frames = self.num_frames or self.processor.num_frames
-            if self.num_frames is None:
+            if self.num_frames is None and not self.has_spans:
                 self.fps = self.fps or self.processor.fps or DEFAULT_FPS
                 self.max_frames = self.max_frames or self.processor.max_frames
         elif self.num_frames is None:
@@ -93,7 +97,9 @@ class Answering:
             "decoding": {"do_sample": False, "max_new_tokens": self.max_new_tokens},
             "on_bad_sample": self.on_bad_sample,
         }
-        if self.has_evidence:
+        if self.has_spans:
+            settings["grounding_head"] = self.model.config.grounding_head
+        elif self.has_evidence:
             sampling |= {"center_crop": self.processor.center_crop, "time_rule": self.processor.time_rule}
             settings["salience_threshold"] = self.model.config.salience_threshold
             settings["interval_ties"] = self.model.config.interval_ties
@@ -145,8 +151,11 @@ class Answering:
                 **common,
             )
             return [_text_answer(row, answer) for row, answer in zip(rows, given, strict=True)]
-        read_video = self._cached() if self.feature_cache is not None else self._reader()
-        given = generate_answers(self.model, self.processor, rows, read_video=read_video, **common)
+        if self.has_spans:
+            readers = {"read_features": self._row_features()}
+        else:
+            readers = {"read_video": self._cached() if self.feature_cache is not None else self._reader()}
+        given = generate_answers(self.model, self.processor, rows, **readers, **common)
         return [
             SavedAnswer(
                 row["id"],
@@ -157,7 +166,7 @@ class Answering:
                 float(answer.duration_s),
                 list(map(float, answer.timestamps_s)),
                 row["task"],
-                similarities={"salience": answer.salience, "logits": answer.logits, "cosines": answer.cosines},
+                similarities=_similarities(answer),
             )
             for row, answer in zip(rows, given, strict=True)
         ]
@@ -196,7 +205,7 @@ class Answering:
             num_frames=self.num_frames,
             size=size,
             max_frames=self.max_frames,
-            center_crop=self.has_evidence and self.processor.center_crop,
+            center_crop=self.has_evidence and not self.has_spans and self.processor.center_crop,
         )
 
     def _cached(self) -> Callable[[dict], CachedVideo]:
@@ -205,6 +214,16 @@ class Answering:
             key = feature_key(self.model, self.processor, self._frames(self.size).sampling)
             self._features = FeatureCache.open(self.feature_cache, key)
         return self._features.get
+
+    def _row_features(self) -> Callable[[dict], CachedVideo]:
+        """Reads or makes what the frozen frame encoders make of the video of a row; they are loaded once."""
+        if self._features is None:
+            encoder, read_video = load_frame_encoder(self.model.config, device=self.model.device), self._reader()
+            if self.feature_cache is None:
+                self._features = LiveFrameFeatures(encoder, read_video)
+            else:
+                self._features = FrameFeatureReader.open(self.feature_cache, encoder, read_video.sampling)
+        return self._features
 
     def _unreadable(self, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
         """Ids of rows whose video cannot be read, and why."""
@@ -228,6 +247,11 @@ def _key(row: Mapping[str, Any]) -> str:
 def _text_answer(row: Mapping[str, Any], answer: TextAnswer) -> SavedAnswer:
     times_s = list(map(float, answer.timestamps_s))
     return SavedAnswer(row["id"], answer.text, None, None, _truth(row), float(answer.duration_s), times_s, row["task"])
+
+
+def _similarities(answer: GroundedAnswer) -> dict[str, np.ndarray]:
+    found = {"salience": answer.salience, "logits": answer.logits, "cosines": answer.cosines}
+    return {name: values for name, values in found.items() if values is not None}
 
 
 def _truth(row: Mapping[str, Any]) -> list[list[float]]:

@@ -17,6 +17,7 @@ from .metrics.qa import qa_scores, question_kind
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
+    from ..data.feature_cache import CachedVideo
     from ..video import Video
     from .generation import GroundedAnswer
 
@@ -197,6 +198,9 @@ class GroundedEvaluator:
             Reader of the entries of `videos`, such as the trainer's [`~trl_temporal.data.frame_cache.FrameCache`].
         progress (`bool`, *optional*, defaults to `True`):
             Whether to show a progress bar.
+        read_features (`Callable`, *optional*):
+            For a Grounded-VideoDiT: reader of the rows' features, such as the `read_features` of the trainer's
+            collator.
 
     Example:
 
@@ -214,12 +218,14 @@ class GroundedEvaluator:
         max_new_tokens: int = 256,
         read_video: "Callable[[str | dict], Video] | None" = None,
         progress: bool = True,
+        read_features: "Callable[[dict], CachedVideo] | None" = None,
     ):
         self.rows = list(rows)
         self.processor = processor
         self.batch_size = batch_size
         self.max_new_tokens = max_new_tokens
         self.read_video = read_video
+        self.read_features = read_features
         self.progress = progress
 
     def __call__(self, model: "PreTrainedModel") -> EvaluationResult:
@@ -243,6 +249,7 @@ class GroundedEvaluator:
             batch_size=self.batch_size,
             max_new_tokens=self.max_new_tokens,
             read_video=self.read_video,
+            read_features=self.read_features,
             progress=self.progress,
         )
         return evaluate_answers(self.rows, answers)

@@ -11,7 +11,12 @@ import torch
 from tqdm import tqdm
 
 from ..data.collator import PromptCollator
+from ..data.feature_cache import CachedVideo
 from ..data.frame_cache import FrameCache, processor_sampling
+from ..models.grounded_videodit import GroundedVideoDiTConfig, load_frame_encoder
+from ..objects.collator import GroundedPromptCollator
+from ..objects.frame_features import LiveFrameFeatures
+from ..objects.frame_features_path import read_frames_of
 from ..spans import Span
 
 
@@ -28,7 +33,8 @@ class GroundedAnswer:
         response (`list[Span]`):
             Spans of the `<evi>` in `text`, in order.
         salience (`np.ndarray` of shape `(E, T)`):
-            Similarity in `[0, 1]` of every `<evi>` of both stages to every frame.
+            Similarity in `[0, 1]` of every `<evi>` of both stages to every frame; of the start/end head of a
+            Grounded-VideoDiT, the probability that a frame is inside the span.
         timestamps_s (`np.ndarray` of shape `(T,)`):
             Timestamps of the frames in seconds.
         duration_s (`float`):
@@ -89,15 +95,16 @@ def generate_answers(
     batch_size: int = 32,
     max_new_tokens: int = 256,
     read_video: Callable | None = None,
+    read_features: Callable[[dict], CachedVideo] | None = None,
     progress: bool = True,
 ) -> list[GroundedAnswer]:
     r"""
     Answers the prompts of `rows`, greedily.
 
     Args:
-        model ([`D2VLMForConditionalGeneration`]):
+        model ([`D2VLMForConditionalGeneration`] or [`GroundedVideoDiTForConditionalGeneration`]):
             The model; put in evaluation mode for the call.
-        processor ([`D2VLMProcessor`]):
+        processor ([`D2VLMProcessor`] or [`GroundedVideoDiTProcessor`]):
             Its processor.
         rows (`Iterable[dict]`):
             Rows with `prompt` and `videos`. Rows next to each other that share a video have it encoded once.
@@ -107,6 +114,10 @@ def generate_answers(
             Longest answer in tokens.
         read_video (`Callable`, *optional*):
             Reader of the entries of `videos`; decodes with the processor's sampling by default.
+        read_features (`Callable`, *optional*):
+            For a Grounded-VideoDiT: reader of the rows' features, such as a
+            [`~trl_temporal.objects.frame_features.FrameFeatureReader`]. By default its frame encoders are loaded and
+            make them.
         progress (`bool`, *optional*, defaults to `True`):
             Whether to show a progress bar.
 
@@ -114,9 +125,13 @@ def generate_answers(
         `list[GroundedAnswer]`, in the order of the rows.
     """
     rows = list(rows)
-    if read_video is None:
-        read_video = FrameCache(None, **processor_sampling(processor))
-    collate = PromptCollator(processor, read_video)
+    if model.config.model_type == GroundedVideoDiTConfig.model_type:
+        if read_features is None:
+            encoder = load_frame_encoder(model.config, device=model.device)
+            read_features = LiveFrameFeatures(encoder, read_video or read_frames_of(processor))
+        collate = GroundedPromptCollator(processor, read_features)
+    else:
+        collate = PromptCollator(processor, read_video or FrameCache(None, **processor_sampling(processor)))
     was_training = model.training
     model.eval()
     answers = []
@@ -145,8 +160,8 @@ def generate_answers(
                         salience=answer["salience"],
                         timestamps_s=np.asarray(timestamps_s),
                         duration_s=duration_s,
-                        logits=answer["logits"],
-                        cosines=answer["cosines"],
+                        logits=answer.get("logits"),
+                        cosines=answer.get("cosines"),
                     )
                 )
     finally:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from transformers.utils import cached_file
 
 from ..data.chat_inputs import DEFAULT_FPS, DEFAULT_MAX_FRAMES
+from ..evaluation.answering import has_evidence
 from ..evaluation.loading import load_config
 from .settings import settings_hash, training_settings
 
@@ -54,7 +55,7 @@ def quick_start(name: str, *, has_evidence: bool, is_adapter: bool, sampling: st
         name (`str`):
             Name of the model on the Hub, or its folder.
         has_evidence (`bool`):
-            Whether it is a D2VLM.
+            Whether it is a D2VLM or a Grounded-VideoDiT.
         is_adapter (`bool`):
             Whether it is an adapter of peft.
         sampling (`str`, *optional*):
@@ -129,7 +130,7 @@ def complete_model_card(
         about,
         quick_start(
             name,
-            has_evidence=model.config.model_type == "d2vlm",
+            has_evidence=has_evidence(model.config),
             is_adapter=adapter is not None,
             sampling=_sampling(args),
         ),
@@ -168,11 +169,11 @@ def write_plain_card(folder: str | os.PathLike, name: str, base: str | None = No
             What it was made from.
     """
     is_adapter = Path(folder, "adapter_config.json").exists()
-    has_evidence = load_config(str(folder)).model_type == "d2vlm"
+    evidence = has_evidence(load_config(str(folder)))
     library = "peft" if is_adapter else "transformers"
     header = {"library_name": library, "pipeline_tag": PIPELINE, "tags": ["trl_temporal"], **_header_of_base(base)}
     about = f"Made from {_link(base)}." if base else "A model for temporal grounding in videos."
-    start = quick_start(name, has_evidence=has_evidence, is_adapter=is_adapter)
+    start = quick_start(name, has_evidence=evidence, is_adapter=is_adapter)
     _write(Path(folder, "README.md"), header, f"# {name}\n\n{about}\n\n{start}")
 
 

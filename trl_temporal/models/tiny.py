@@ -1,5 +1,5 @@
 # Copyright 2026 The trl_temporal authors. Licensed under the Apache License, Version 2.0.
-"""A tiny D2VLM from scratch: for EventWorld, for tests and for trying things on a laptop."""
+"""Tiny models from scratch: for EventWorld, for tests and for trying things on a laptop."""
 
 from collections.abc import Iterable
 
@@ -7,6 +7,13 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from .d2vlm import D2VLMConfig, D2VLMConvStemConfig, D2VLMForConditionalGeneration, D2VLMProcessor
+from .grounded_videodit import (
+    GroundedVideoDiTConfig,
+    GroundedVideoDiTForConditionalGeneration,
+    GroundedVideoDiTProcessor,
+    TimeTokens,
+    add_time_tokens,
+)
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>"
@@ -94,7 +101,81 @@ def build_tiny_d2vlm(
         image_std=(0.25, 0.25, 0.25),
         fps=fps,
     )
-    text_config = LlamaConfig(
+    text_config = _text_config(tokenizer, hidden_size, num_hidden_layers)
+    config = D2VLMConfig(
+        text_config=text_config,
+        vision_config=D2VLMConvStemConfig(image_size=image_size, hidden_size=hidden_size),
+        video_token_id=processor.video_token_id,
+        evidence_token_id=processor.evidence_token_id,
+        evidence_end_token_id=processor.evidence_end_token_id,
+        **{"capture_layer": max(num_hidden_layers // 2, 1), **config_kwargs},
+    )
+    model = D2VLMForConditionalGeneration(config)
+    return _generating(model, tokenizer), processor
+
+
+def build_tiny_grounded_videodit(
+    texts: Iterable[str],
+    clip_config: dict,
+    vocab_size: int = 512,
+    hidden_size: int = 128,
+    num_hidden_layers: int = 4,
+    num_frames: int = 24,
+    image_size: int = 64,
+    **config_kwargs,
+) -> tuple[GroundedVideoDiTForConditionalGeneration, GroundedVideoDiTProcessor]:
+    """
+    Builds a randomly initialised Grounded-VideoDiT over the features of a vision tower, and its processor.
+
+    Args:
+        texts (`Iterable[str]`):
+            Texts that the tokenizer is trained on.
+        clip_config (`dict`):
+            The vision tower, as in [`GroundedVideoDiTConfig`].
+        vocab_size (`int`, *optional*, defaults to `512`):
+            Size of the vocabulary without time tokens.
+        hidden_size (`int`, *optional*, defaults to `128`):
+            Hidden size of the language model; a multiple of 32.
+        num_hidden_layers (`int`, *optional*, defaults to `4`):
+            Layers of the language model.
+        num_frames (`int`, *optional*, defaults to `24`):
+            Frames of each video.
+        image_size (`int`, *optional*, defaults to `64`):
+            Height and width of the frames in pixels.
+        **config_kwargs:
+            Further arguments of [`GroundedVideoDiTConfig`].
+
+    Returns:
+        The model and its [`GroundedVideoDiTProcessor`].
+    """
+    tokenizer = train_tokenizer(texts, vocab_size)
+    config_kwargs = {"frame_encoders": ["clip", "dtl_feature"], "num_time_steps": 60, **config_kwargs}
+    if "time_tokens" in config_kwargs.get("grounding_head", ()):
+        ids = add_time_tokens(tokenizer, TimeTokens(config_kwargs["num_time_steps"]))
+        config_kwargs["time_token_start_id"] = ids[0]
+    config = GroundedVideoDiTConfig(
+        text_config=_text_config(tokenizer, hidden_size, num_hidden_layers),
+        clip_config=clip_config,
+        **{"feature_size": hidden_size, "time_embedding_size": hidden_size // 2, **config_kwargs},
+        video_token_id=tokenizer.convert_tokens_to_ids(GroundedVideoDiTProcessor.video_token),
+        evidence_token_id=tokenizer.convert_tokens_to_ids(GroundedVideoDiTProcessor.evidence_token),
+    )
+    processor = GroundedVideoDiTProcessor(
+        tokenizer,
+        chat_template=CHAT_TEMPLATE,
+        num_frames=num_frames,
+        image_size=image_size,
+        tokens_per_frame=config.tokens_per_frame,
+        num_object_tokens=config.num_object_tokens,
+        num_time_anchors=config.num_time_anchors,
+        grounding_head=config.grounding_head,
+        num_time_steps=config.num_time_steps,
+    )
+    return _generating(GroundedVideoDiTForConditionalGeneration(config), tokenizer), processor
+
+
+def _text_config(tokenizer: PreTrainedTokenizerFast, hidden_size: int, num_hidden_layers: int) -> LlamaConfig:
+    return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
         intermediate_size=3 * hidden_size,
@@ -109,15 +190,9 @@ def build_tiny_d2vlm(
         initializer_range=hidden_size**-0.5,
         tie_word_embeddings=True,
     )
-    config = D2VLMConfig(
-        text_config=text_config,
-        vision_config=D2VLMConvStemConfig(image_size=image_size, hidden_size=hidden_size),
-        video_token_id=processor.video_token_id,
-        evidence_token_id=processor.evidence_token_id,
-        evidence_end_token_id=processor.evidence_end_token_id,
-        **{"capture_layer": max(num_hidden_layers // 2, 1), **config_kwargs},
-    )
-    model = D2VLMForConditionalGeneration(config)
+
+
+def _generating(model, tokenizer: PreTrainedTokenizerFast):
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model, processor
+    return model

@@ -63,6 +63,22 @@ class EvidenceConfigMixin:
         default=2.0,
         metadata={"help": "What soft targets are divided by with every frame of distance to the span."},
     )
+    span_coef: float = field(
+        default=1.0,
+        metadata={"help": "Weight of the loss of the start/end head (Grounded-VideoDiT)."},
+    )
+    span_label_sigma: float = field(
+        default=0.0,
+        metadata={"help": "Spread of the labels of the start/end head in frames; 0 is one frame."},
+    )
+    kl_coef: float = field(
+        default=0.1,
+        metadata={"help": "Weight of the KL regularisation (Grounded-VideoDiT with `use_kl`)."},
+    )
+    time_token_smoothing: float = field(
+        default=0.0,
+        metadata={"help": "Target of each next time token, as a share of the one before (Grounded-VideoDiT)."},
+    )
     release_quirks: bool = field(
         default=False,
         metadata={"help": "Build batches as the released code does where that is a fault (see the docs on presets)."},
@@ -122,6 +138,11 @@ class EvidenceConfigMixin:
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
         if self.num_frames is not None and (self.fps is not None or self.max_frames is not None):
             raise ValueError("Give either `num_frames`, which is how many in all, or `fps` and `max_frames`.")
+        if self.span_label_sigma < 0 or not 0 <= self.time_token_smoothing < 1:
+            raise ValueError(
+                "`span_label_sigma` is at least 0, and `time_token_smoothing` at least 0 and below 1; got "
+                f"{self.span_label_sigma} and {self.time_token_smoothing}."
+            )
         if self.soft_target_base <= 1:
             raise ValueError(
                 f"`soft_target_base` must be above 1, or targets would not fall with distance; got "

@@ -37,15 +37,19 @@ from ..hub.card import FOLDER, complete_model_card
 from ..losses import consistency_l1, grounding_bce, soft_targets
 from ..models.d2vlm.configuration_d2vlm import BACKBONES
 from ..models.d2vlm.modeling_d2vlm import STAGE_EVIDENCE, STAGE_RESPONSE, D2VLMForConditionalGeneration
+from ..models.grounded_videodit import span_cross_entropy
+from ..objects.frame_features_path import read_frames_of
 from .bad_rows import SKIPPED, BadRowCollator, share_error, write_skipped
 from .blank_video import OWN_COLLATORS, blank_inputs
+from .frame_features import GROUNDED_COLLATORS, GROUNDED_VIDEODIT_PAPER, open_frame_features
 from .fused_forward import EvidenceFusedOutput, frame_spans
 from .resumable import ResumableTrainerMixin
 from .sharding import EXACT_IN_BATCH, gathered, hide_exact, is_sharded, show_exact
 from .shared_videos import video_parameters
+from .span_forward import SpanFusedOutput
 
 
-def frame_cache(args, processor, has_evidence: bool) -> FrameCache:
+def frame_cache(args, processor, model_type: str) -> FrameCache:
     """
     The reader of videos that a trainer's collator uses.
 
@@ -54,8 +58,8 @@ def frame_cache(args, processor, has_evidence: bool) -> FrameCache:
             Configuration; its sampling goes before the processor's, which then keeps it for generation.
         processor (`ProcessorMixin`):
             Processor of the model.
-        has_evidence (`bool`):
-            Whether the model is a D2VLM. A stock model gets frames in their own size: its processor resizes.
+        model_type (`str`):
+            Type of the model. A stock model gets frames in their own size: its processor resizes.
 
     Returns:
         [`~trl_temporal.data.frame_cache.FrameCache`]
@@ -63,6 +67,9 @@ def frame_cache(args, processor, has_evidence: bool) -> FrameCache:
     root = None
     if args.cache_frames:
         root = args.frame_cache_dir or os.path.join(datasets.config.HF_CACHE_HOME, "trl_temporal", "frames")
+    if model_type == "grounded_videodit":
+        return read_frames_of(processor, args.fps, args.max_frames, args.num_frames, backend=args.video_backend)
+    has_evidence = model_type == "d2vlm"
     if not has_evidence and args.num_frames is not None:
         return FrameCache(root, num_frames=args.num_frames, size=None, backend=args.video_backend)
     if not has_evidence:
@@ -76,11 +83,11 @@ def frame_cache(args, processor, has_evidence: bool) -> FrameCache:
     return FrameCache(root, **processor_sampling(processor), backend=args.video_backend)
 
 
-def is_d2vlm(model: str | PreTrainedModel | PeftModel, args) -> bool:
-    """Whether a model, or the one of a name, has evidence tokens."""
+def model_type_of(model: str | PreTrainedModel | PeftModel, args) -> str:
+    """The type of a model, or of the one of a name."""
     if isinstance(model, str):
-        return AutoConfig.from_pretrained(model, trust_remote_code=args.trust_remote_code).model_type == "d2vlm"
-    return model.config.model_type == "d2vlm"
+        return AutoConfig.from_pretrained(model, trust_remote_code=args.trust_remote_code).model_type
+    return model.config.model_type
 
 
 # TRL takes rows with a column `images` for its own kind, which it neither prepares nor compares without a reference.
@@ -112,12 +119,16 @@ class EvidenceTrainerMixin(ResumableTrainerMixin):
 
     _row_kind: str  # of the validator: "sft" or "preference"
     _has_evidence: bool  # whether the model is a D2VLM, and not one that writes times as text
+    _has_spans: bool  # whether the model is a Grounded-VideoDiT, whose frames are encoded before training
     _num_skipped = 0  # rows that turned out to be bad in training
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
         """TRL's card, with a quick start that shows the model a video, the data, the settings and the metrics."""
         paper, of_trl = type(self)._paper, super()._paper
-        is_grounded = self._has_evidence or (self._row_kind == "preference" and self.args.grounding_coef != 0)
+        if self._has_spans and self._row_kind == "sft":
+            paper = GROUNDED_VIDEODIT_PAPER
+        of_preference = self._row_kind == "preference" and self.args.grounding_coef != 0
+        is_grounded = self._has_evidence or self._has_spans or of_preference
         if is_grounded:
             citations = [paper["citation"], of_trl.get("citation")]
             self._paper = {**paper, "citation": "\n\n".join(filter(None, citations))}
@@ -155,6 +166,9 @@ class EvidenceTrainerMixin(ResumableTrainerMixin):
 
     def _open_feature_cache(self) -> None:
         """Has the collator read features, if the cache holds those of this model and of all rows."""
+        if self._has_spans:
+            self._open_frame_features()
+            return
         if self.args.feature_cache is None:
             return
         model = self._base_model()
@@ -174,11 +188,28 @@ class EvidenceTrainerMixin(ResumableTrainerMixin):
                     )
         self.data_collator.read_video = cache.get
 
+    def _open_frame_features(self) -> None:
+        """Has the collator read what the frozen frame encoders make of the videos; what lacks is made now."""
+        if not isinstance(self.data_collator, GROUNDED_COLLATORS) or self.data_collator.read_features is not None:
+            return
+        datasets_of_rows = [self.train_dataset]
+        datasets_of_rows += self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        self.data_collator.read_features = open_frame_features(
+            self._base_model(),
+            self.read_video,
+            self.args.feature_cache,
+            [rows for rows in datasets_of_rows if rows is not None],
+            self.accelerator,
+            progress=self.args.should_log and not self.args.disable_tqdm,
+        )
+
     def _blank_video(self, trained: bool) -> Callable[[], dict] | None:
         """
         Gives the video of batches without one, where all processes must run the same parts of the model; `trained`
         says whether what sees videos is trained. `None` where they need not.
         """
+        if self._has_spans:  # every row has a video
+            return None
         if self.accelerator.num_processes == 1 or not (self._has_evidence or trained or is_sharded(self.accelerator)):
             return None
         if is_sharded(self.accelerator) and "images" in (self.train_dataset.column_names or []):
@@ -239,7 +270,8 @@ class EvidenceTrainerMixin(ResumableTrainerMixin):
         validate_dataset(dataset, self._row_kind)
         if args.video_manifest is not None and "videos" in dataset.column_names:
             return apply_manifest(dataset, args.video_manifest)
-        if not args.cache_frames or args.feature_cache is not None or "videos" not in dataset.column_names:
+        no_look = not args.cache_frames or args.feature_cache is not None or self._has_spans
+        if no_look or "videos" not in dataset.column_names:
             # To decode only to look would double the work: a bad video is met in training, or was in the cache's.
             return dataset
         for index, error in find_bad_videos(dataset, self.read_video, self._progress(args, name)):
@@ -381,6 +413,20 @@ class EvidenceTrainerMixin(ResumableTrainerMixin):
             output.evidence_queries[:rows], stage == STAGE_EVIDENCE, stage == STAGE_RESPONSE, frames
         )
         return self._divide(grounding.sum(), 0, inputs), self._divide(consistency.sum(), 0, inputs)
+
+    def _span_losses(self, output: SpanFusedOutput, inputs: dict, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses of the start/end head and of Eq. 20, of the first `rows` rows with a span."""
+        zero = self._divide(output.log_probs.new_zeros(()), 0, inputs)
+        frames = inputs["span_frames"][:rows]
+        count = (frames[..., 0] >= 0).sum(-1)
+        span = divergence = zero
+        if output.start_logits is not None:
+            logits = (output.start_logits[:rows], output.end_logits[:rows])
+            loss = span_cross_entropy(*logits, frames, self.args.span_label_sigma).sum(-1) / count.clamp(min=1)
+            span = self._divide(loss.sum(), 0, inputs)
+        if output.kl_divergence is not None:
+            divergence = self._divide((output.kl_divergence[:rows] * (count > 0)).sum(), 0, inputs)
+        return span, divergence
 
     def _prepare_inputs(self, inputs):
         return show_exact(super()._prepare_inputs(hide_exact(inputs)), EXACT_IN_BATCH)

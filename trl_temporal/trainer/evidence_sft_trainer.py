@@ -9,11 +9,17 @@ from trl import SFTTrainer
 from ..data.chat_collator import ChatCollator
 from ..data.collator import EvidenceCollator
 from ..models.d2vlm.modeling_d2vlm import STAGE_EVIDENCE
-from .evidence_mixin import EvidenceTrainerMixin, frame_cache, hide_images, is_d2vlm
+from ..objects.collator import GroundedCollator
+from .evidence_mixin import EvidenceTrainerMixin, frame_cache, hide_images, model_type_of
 from .evidence_sft_config import EvidenceSFTConfig
+from .frame_features import OBJECT_COLUMNS
 from .fused_forward import EvidenceFusedOutput, add_evidence_head, add_text_head
 from .sharding import adapting, check_processes
 from .shared_videos import SharedVideos, video_parameters
+from .span_forward import add_span_head
+
+# Models with heads for grounding; others write times as text.
+GROUNDED_MODELS = ("d2vlm", "grounded_videodit")
 
 
 class EvidenceSFTTrainer(EvidenceTrainerMixin, SFTTrainer):
@@ -75,16 +81,19 @@ class EvidenceSFTTrainer(EvidenceTrainerMixin, SFTTrainer):
 
     def __init__(self, model, args: EvidenceSFTConfig, data_collator=None, processing_class=None, **kwargs):
         check_processes(args)
-        self._has_evidence = is_d2vlm(model, args)
-        if not self._has_evidence and (args.evidence_coef != 0 or args.consistency_coef != 0):
+        model_type = model_type_of(model, args)
+        self._has_evidence, self._has_spans = model_type == "d2vlm", model_type == "grounded_videodit"
+        if model_type not in GROUNDED_MODELS and (args.evidence_coef != 0 or args.consistency_coef != 0):
             raise ValueError(
                 "`evidence_coef` and `consistency_coef` weight the evidence tokens of a D2VLM, and this model has "
                 "none. Set both to 0 for fine-tuning on the words alone, in which spans are written as seconds."
             )
         if not self._has_evidence:
             self._tag_names = [tag for tag in self._tag_names if tag != "d2vlm"]
+        if self._has_spans:
+            self._tag_names = [*self._tag_names, "grounded-videodit"]
         processing_class = processing_class or load_processor(model, args)
-        self.read_video = frame_cache(args, processing_class, self._has_evidence)
+        self.read_video = frame_cache(args, processing_class, model_type)
         if data_collator is None and self._has_evidence:
             data_collator = EvidenceCollator(
                 processing_class,
@@ -93,6 +102,8 @@ class EvidenceSFTTrainer(EvidenceTrainerMixin, SFTTrainer):
                 soft_targets=args.grounding_target == "soft",
                 release_quirks=args.release_quirks,
             )
+        elif data_collator is None and self._has_spans:
+            data_collator = GroundedCollator(processing_class, max_length=args.max_length)
         elif data_collator is None:
             data_collator = ChatCollator(processing_class, self.read_video, args.max_length)
         is_peft = kwargs.get("peft_config") is not None or isinstance(model, PeftModel)
@@ -117,7 +128,15 @@ class EvidenceSFTTrainer(EvidenceTrainerMixin, SFTTrainer):
             "videos": SharedVideos(trained=trained, kept=False, blank=self._blank_video(trained)),
             "on_output": self._outputs.append,
         }
-        if self._has_evidence:
+        if self._has_spans:
+            add_span_head(
+                self._base_model(),
+                grounding_coef=0.0,
+                soft_target_base=None,
+                time_token_smoothing=args.time_token_smoothing,
+                on_output=self._outputs.append,
+            )
+        elif self._has_evidence:
             add_evidence_head(self._base_model(), grounding_coef=0.0, soft_target_base=None, **shared)
         else:
             add_text_head(self._base_model(), span_coef=None, **shared)
@@ -132,12 +151,15 @@ class EvidenceSFTTrainer(EvidenceTrainerMixin, SFTTrainer):
             "spans",
             "prompt_spans",
             "response_spans",
+            *OBJECT_COLUMNS,
         ]
 
     def _count(self, batch: dict) -> torch.Tensor:
         tokens = (batch["labels"][:, 1:] != -100).sum().cpu()
         grounded = torch.tensor(0)
-        if "evidence_stage" in batch:
+        if "span_frames" in batch:
+            grounded = (batch["span_frames"][..., 0] >= 0).any(-1).sum().cpu()
+        elif "evidence_stage" in batch:
             grounded = (batch["evidence_stage"] >= STAGE_EVIDENCE).any(-1).sum().cpu()
         return torch.stack([grounded, tokens])
 
@@ -148,6 +170,11 @@ class EvidenceSFTTrainer(EvidenceTrainerMixin, SFTTrainer):
         output = self._outputs[0]
         grounding, consistency = self._evidence_losses(output, inputs, rows=len(inputs["input_ids"]))
         evidence = self.args.evidence_coef * grounding + self._consistency_weight() * consistency
+        if self._has_spans:
+            span, divergence = self._span_losses(output, inputs, rows=len(inputs["input_ids"]))
+            evidence = evidence + self.args.span_coef * span + self.args.kl_coef * divergence
+            self._log_metric("loss/span", span)
+            self._log_metric("loss/kl", divergence)
         # With `num_items_in_batch`, TRL's loss is summed over the accumulated batches, not averaged.
         loss = loss + evidence / (1 if num_items_in_batch is None else self.current_gradient_accumulation_steps)
         self._log_metric("loss/sft", self._divide(-output.text_log_probs.sum(), 1, inputs))

@@ -63,6 +63,14 @@ class FPOConfig(EvidenceConfigMixin, DPOConfig):
             `"hard"`: 1 for the frames of a span, 0 for the others. `"soft"`: `2 ** -distance` (released code).
         soft_target_base (`float`, *optional*, defaults to `2.0`):
             What soft targets are divided by with every frame of distance to the span.
+        span_coef (`float`, *optional*, defaults to `1.0`):
+            Weight of the loss of the start/end head of a Grounded-VideoDiT.
+        span_label_sigma (`float`, *optional*, defaults to `0.0`):
+            Spread of its labels in frames; 0 is one frame.
+        kl_coef (`float`, *optional*, defaults to `0.1`):
+            Weight of the KL regularisation of a Grounded-VideoDiT with `use_kl` (Eq. 20 of its paper).
+        time_token_smoothing (`float`, *optional*, defaults to `0.0`):
+            Target of each next time token of a Grounded-VideoDiT, as a share of the one before.
 
         > Parameters that control the data
 

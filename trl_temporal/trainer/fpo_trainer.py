@@ -10,12 +10,15 @@ from trl import DPOTrainer
 from ..data.chat_collator import ChatPreferenceCollator
 from ..data.collator import PreferenceCollator
 from ..models.d2vlm.modeling_d2vlm import STAGE_EVIDENCE
-from .evidence_mixin import EvidenceTrainerMixin, frame_cache, hide_images, is_d2vlm
-from .evidence_sft_trainer import EvidenceSFTTrainer, load_processor
+from ..objects.collator import GroundedPreferenceCollator
+from .evidence_mixin import EvidenceTrainerMixin, frame_cache, hide_images, model_type_of
+from .evidence_sft_trainer import GROUNDED_MODELS, EvidenceSFTTrainer, load_processor
 from .fpo_config import FPOConfig
+from .frame_features import OBJECT_COLUMNS
 from .fused_forward import EvidenceFusedOutput, add_evidence_head, add_text_head, sharing_obstacle
 from .sharding import adapting, check_processes, hash_weights, is_sharded
 from .shared_videos import SharedVideos, same_video_parameters, video_parameters
+from .span_forward import add_span_head
 
 logger = logging.get_logger(__name__)
 
@@ -82,22 +85,25 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
         check_processes(args)
         if args.reference_free and ref_model is not None:
             raise ValueError("`ref_model` was given, but `reference_free=True` uses none. Set `reference_free=False`.")
-        self._has_evidence = is_d2vlm(model, args)
-        if not self._has_evidence and args.grounding_log_prob == "evidence" and args.grounding_coef != 0:
+        model_type = model_type_of(model, args)
+        self._has_evidence, self._has_spans = model_type == "d2vlm", model_type == "grounded_videodit"
+        if model_type not in GROUNDED_MODELS and args.grounding_log_prob == "evidence" and args.grounding_coef != 0:
             raise ValueError(
                 "`grounding_coef` weights the evidence tokens of a D2VLM, and this model has none. Give it some with "
                 "`D2VLMForConditionalGeneration.from_backbone`; or, with spans written as seconds, set "
                 "`grounding_coef=0` for plain DPO or `grounding_log_prob='span_tokens'` to weight the tokens of spans."
             )
-        if self._has_evidence and args.grounding_log_prob != "evidence":
+        if model_type in GROUNDED_MODELS and args.grounding_log_prob != "evidence":
             raise ValueError(
-                "`grounding_log_prob='span_tokens'` is for models that write spans as text; a D2VLM points to frames. "
-                "Set `grounding_log_prob='evidence'`."
+                "`grounding_log_prob='span_tokens'` is for models that write spans as text; a D2VLM points to frames, "
+                "and a Grounded-VideoDiT has a `grounding_head`. Set `grounding_log_prob='evidence'`."
             )
         if not self._has_evidence:
             self._tag_names = [tag for tag in self._tag_names if tag != "d2vlm"]
+        if self._has_spans:
+            self._tag_names = [*self._tag_names, "grounded-videodit"]
         processing_class = processing_class or load_processor(model, args)
-        self.read_video = frame_cache(args, processing_class, self._has_evidence)
+        self.read_video = frame_cache(args, processing_class, model_type)
         if data_collator is None and self._has_evidence:
             data_collator = PreferenceCollator(
                 processing_class,
@@ -106,6 +112,8 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
                 soft_targets=args.grounding_target == "soft",
                 release_quirks=args.release_quirks,
             )
+        elif data_collator is None and self._has_spans:
+            data_collator = GroundedPreferenceCollator(processing_class, max_length=args.max_length)
         elif data_collator is None:
             data_collator = ChatPreferenceCollator(processing_class, self.read_video, args.max_length)
         self._outputs: list[EvidenceFusedOutput] = []
@@ -132,6 +140,8 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
         if self._has_evidence_head:
             return
         self._has_evidence_head = True
+        if self._has_spans:
+            self._open_frame_features()
         self._freeze_vision_tower()
         models = [self._base_model()]
         if self.ref_model is not None:
@@ -139,7 +149,8 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
         trained = any(parameter.requires_grad for parameter in video_parameters(models[0]).values())
         kept = not trained and same_video_parameters(models[0], models[-1])
         self._videos = SharedVideos(trained=trained, kept=kept, blank=self._blank_video(trained))
-        if self.args.feature_cache is not None and not same_video_parameters(models[0], models[-1]):
+        of_tower = self.args.feature_cache is not None and not self._has_spans
+        if of_tower and not same_video_parameters(models[0], models[-1]):
             raise ValueError(
                 "`feature_cache` holds the features of one vision tower, and the reference model has another. Train "
                 "without it, or with a reference that shares the tower."
@@ -152,6 +163,16 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
         for model in models:
             if self.args.disable_dropout:
                 disable_attention_dropout(model)
+            soft_target_base = self.args.soft_target_base if self.args.grounding_target == "soft" else None
+            if self._has_spans:
+                add_span_head(
+                    model,
+                    grounding_coef=self.args.grounding_coef,
+                    soft_target_base=soft_target_base,
+                    time_token_smoothing=self.args.time_token_smoothing,
+                    on_output=self._outputs.append,
+                )
+                continue
             if not self._has_evidence:
                 of_spans = self.args.grounding_log_prob == "span_tokens"
                 add_text_head(model, span_coef=self.args.grounding_coef if of_spans else None, **shared)
@@ -159,7 +180,7 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
             add_evidence_head(
                 model,
                 grounding_coef=self.args.grounding_coef,
-                soft_target_base=self.args.soft_target_base if self.args.grounding_target == "soft" else None,
+                soft_target_base=soft_target_base,
                 **shared,
             )
         if isinstance(self.model, PeftModel) and "ref" in self.model.peft_config:
@@ -217,12 +238,15 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
             "factor",
             "ref_chosen_logps",
             "ref_rejected_logps",
+            *OBJECT_COLUMNS,
         ]
 
     def _count(self, batch: dict) -> torch.Tensor:
         half = len(batch["input_ids"]) // 2
         grounded = torch.tensor(0)
-        if "evidence_stage" in batch:
+        if "span_frames" in batch:
+            grounded = (batch["span_frames"][:half, :, 0] >= 0).any(-1).sum().cpu()
+        elif "evidence_stage" in batch:
             grounded = (batch["evidence_stage"][:half] >= STAGE_EVIDENCE).any(-1).sum().cpu()
         return torch.stack([grounded, batch["completion_mask"][:half, 1:].sum().cpu()])
 
@@ -252,6 +276,11 @@ class FPOTrainer(EvidenceTrainerMixin, DPOTrainer):
             + args.evidence_coef * grounding
             + self._consistency_weight() * consistency
         )
+        if self._has_spans:
+            span, divergence = self._span_losses(output, inputs, rows=half)
+            loss = loss + args.span_coef * span + args.kl_coef * divergence
+            self._log_metric("loss/span", span)
+            self._log_metric("loss/kl", divergence)
         self._log_metric("loss/preference", preference)
         self._log_metric("loss/sft", sft)
         self._log_metric("loss/grounding", grounding)

@@ -117,7 +117,7 @@ def measure(
         `list[Sample]`
     """
     has_evidence = model.config.model_type == "d2vlm"
-    sampling = frame_cache(training_args, processor, has_evidence).sampling
+    sampling = frame_cache(training_args, processor, model.config.model_type).sampling
     if has_evidence:
         collator = PreferenceCollator if method == "fpo" else EvidenceCollator
     else:

@@ -109,7 +109,7 @@ def running_modules() -> list[torch.nn.Module]:
 
 # Inputs that half precision would change: DeepSpeed casts floating inputs of a batch to the type of the weights, and
 # FSDP those of a forward. As integers with the same bits they pass.
-EXACT_INPUTS = ("second_per_grid_ts",)
+EXACT_INPUTS = ("second_per_grid_ts", "timestamps_s", "duration_s")
 EXACT_IN_BATCH = ("ref_chosen_logps", "ref_rejected_logps")
 
 

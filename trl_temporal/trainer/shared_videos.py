@@ -38,12 +38,14 @@ def video_parameters(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
             Model with or without its head, not a `PeftModel`.
 
     Returns:
-        `dict`: by name, see [`~trl_temporal.data.feature_key.vision_tensors`]. Of a family that is not known, those of
-        the vision tower.
+        `dict`: by name, see [`~trl_temporal.data.feature_key.vision_tensors`]. Of a Grounded-VideoDiT, whose frozen
+        encoders stay outside, those of its denoiser; of a family that is not known, those of the vision tower.
 
     Raises:
         ValueError: if the model has no vision tower.
     """
+    if model.config.model_type == "grounded_videodit":
+        return {name: value for name, value in model.base_model.named_parameters() if name.startswith("denoiser.")}
     if model.config.model_type not in (*BACKBONES, "d2vlm"):
         return dict(vision_tower(model).named_parameters())
     tensors = vision_tensors(model)

@@ -14,6 +14,8 @@ from tests.helpers import assert_same_gradients, train
 from trl_temporal import EvidenceSFTConfig, EvidenceSFTTrainer, FPOConfig, FPOTrainer
 from trl_temporal.data.errors import RowError
 from trl_temporal.data.feature_cache import CachedVideo
+from trl_temporal.data.feature_key import FeatureCacheError
+from trl_temporal.evaluation import answering
 from trl_temporal.evaluation.evaluator import GroundedEvaluator
 from trl_temporal.evaluation.runner import evaluate_model
 from trl_temporal.models.grounded_videodit import span_cross_entropy, span_log_prob
@@ -88,7 +90,7 @@ def sft(build, config, grounded, tmp_path):
         if model is None:
             model, processor = build()
         peft_config = kwargs.pop("peft_config", None)
-        args = config(EvidenceSFTConfig, feature_cache=str(tmp_path / "features"), **{"kl_coef": 0.5, **kwargs})
+        args = config(EvidenceSFTConfig, **{"feature_cache": str(tmp_path / "features"), "kl_coef": 0.5, **kwargs})
         return EvidenceSFTTrainer(
             model=model, args=args, train_dataset=rows, processing_class=processor, peft_config=peft_config
         )
@@ -144,6 +146,32 @@ def test_features_are_made_once(sft, build, monkeypatch):
     assert made > 0
     sft(*build()).train()
     assert len(calls) == made
+
+
+def test_stored_features_need_no_encoders(sft, build, grounded, tmp_path, monkeypatch):
+    """Nor diffusers; but all of them have to be there."""
+    sft(*build(), rows=grounded.select(range(2))).train()
+
+    def load(*args, **kwargs):
+        raise ImportError("needs diffusers")
+
+    warned = []
+    monkeypatch.setattr(frame_features.logger, "warning", warned.append)
+    monkeypatch.setattr(frame_features, "load_frame_encoder", load)
+    monkeypatch.setattr(answering, "load_frame_encoder", load)
+    trainer = sft(*build(), rows=grounded.select(range(2)))
+    trainer.train()
+    settings = {"output_dir": tmp_path / "run", "max_new_tokens": 2, "progress": False}
+    settings |= {"processor": trainer.processing_class, "feature_cache": trainer.args.feature_cache}
+    rows = [{**row, "task": "grounding"} for row in grounded.select(range(2))]
+    assert evaluate_model(trainer.model, "rows", rows, **settings).metrics["grounding_R1@0.3"] >= 0
+    assert "cannot be loaded" in warned[0] and "needs diffusers" in warned[0]
+    others = grounded.select([0]).map(lambda row: {"videos": [{**row["videos"][0], "end_s": 9.0}], "duration": None})
+    others = others.map(lambda row: {"spans": [[1.0, 2.0]], "all_spans": None})
+    with pytest.raises(FeatureCacheError, match="has no features of its video, and .* needs diffusers"):
+        sft(*build(), rows=others)
+    with pytest.raises(ImportError, match="needs diffusers"):
+        sft(*build(), feature_cache=None)
 
 
 def test_row_30_with_a_lora(sft, build):
@@ -354,17 +382,21 @@ def test_bad_rows_are_left_out_with_skip(sft, build, grounded, tmp_path):
     trainer.train()
 
 
-def test_damaged_masks_are_found(grounded):
+def test_damaged_masks_are_found(grounded, sft, build):
     def damage(row, index):
         masks = row["object_masks"]
         return {"object_masks": {**masks, "union": masks["union"][:-1]} if index == 1 else masks}
 
     assert list(find_bad_objects(grounded.remove_columns("object_masks"))) == []
-    ((index, error),) = find_bad_objects(grounded.map(damage, with_indices=True))
+    damaged = grounded.map(damage, with_indices=True)
+    ((index, error),) = find_bad_objects(damaged)
     assert index == 1 and "masks of 7 frames" in str(error)
+    trainer = sft(*build(), rows=damaged, on_bad_sample="skip")
+    assert grounded[1]["id"] not in trainer.train_dataset["id"] and len(trainer.train_dataset) == len(grounded) - 1
+    assert "masks of 7 frames" in Path(trainer.args.output_dir, "skipped_train.jsonl").read_text()
 
 
-def test_a_short_video_shows_all_its_frames(build, config, grounded, sft):
+def test_a_short_video_shows_all_its_frames(build, grounded, sft, tmp_path):
     """96 frames are asked of a video that has fewer; its batch is padded."""
     model, processor = build(num_frames=2000)
     row = grounded[0]
@@ -378,6 +410,19 @@ def test_a_short_video_shows_all_its_frames(build, config, grounded, sft):
     whole = round(row["duration"] * 8)
     assert counts == [pytest.approx(whole, abs=1), pytest.approx(0.9 * whole, abs=2)] and counts[1] < counts[0]
     trainer.train()
+    rows = [dict(row, task="grounding") for row in rows]
+    settings = {"max_new_tokens": 2, "progress": False}
+    run = evaluate_model(model, "rows", rows, processor=processor, output_dir=tmp_path / "run", **settings)
+    assert run.metrics["grounding_R1@0.3"] >= 0
+
+
+def test_what_is_for_a_d2vlm(sft, fpo, build):
+    for make in (sft, fpo):
+        with pytest.raises(ValueError, match="`release_quirks=True` is for a D2VLM"):
+            make(*build(), release_quirks=True)
+    settings = [{}, {"evidence_coef": 5.0, "consistency_coef": 5.0, "grounding_target": "soft"}]
+    logs = [train(sft(*build(grounding_head=["span"]), **each)) for each in settings]
+    assert_same_gradients(logs[0][0], logs[1][0], tolerance=1e-6)  # there is no evidence to weight
 
 
 def test_a_stream_is_refused(sft, build, grounded):

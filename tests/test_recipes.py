@@ -25,6 +25,8 @@ import examples.sft
 from tests import families
 from trl_temporal import EvidenceSFTConfig, FPOConfig
 from trl_temporal.cli import main
+from trl_temporal.models.grounded_videodit import GroundedVideoDiTConfig, GroundedVideoDiTForConditionalGeneration
+from trl_temporal.models.tiny import train_tokenizer
 from trl_temporal.trainer.script_arguments import DataArguments, load_model, load_split
 
 ROOT = Path(__file__).parents[1]
@@ -363,6 +365,83 @@ def test_the_launch_line_of_d2vlm_trains(recipe, tiny_dir, event_world, preferen
     names = adapter_of(output).keys()
     for part in ("lora_B", "evi_head", "frame_head", "embed_tokens"):
         assert any(part in name for name in names), part
+
+
+# --- Grounded-VideoDiT, whose start is made of a language model ---
+
+VIDEODIT_RECIPES = sorted(ROOT.glob("recipes/grounded_videodit/*.yaml"))
+every_videodit_recipe = pytest.mark.parametrize("recipe", VIDEODIT_RECIPES, ids=lambda path: path.stem)
+
+
+@pytest.fixture(scope="module")
+def videodit_start(tmp_path_factory):
+    """By the script of the recipe, of a tiny Phi-3 and a tiny tower; without VACE, which is not asked as it starts."""
+    folder = tmp_path_factory.mktemp("videodit")
+    tokenizer = train_tokenizer(["When does it blink?"], vocab_size=280)
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
+    )
+    tokenizer.chat_template += "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    tokenizer.save_pretrained(folder / "phi3")
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ids = {"vocab_size": 300, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
+    transformers.Phi3ForCausalLM(transformers.Phi3Config(**sizes, **ids)).save_pretrained(folder / "phi3")
+    tower = transformers.CLIPVisionConfig(**{**sizes, "num_hidden_layers": 1}, image_size=16, patch_size=8)
+    transformers.CLIPVisionModel(tower).save_pretrained(folder / "tower")
+    start = runpy.run_path(str(ROOT / "recipes" / "grounded_videodit" / "start.py"))
+    clip = {"name": str(folder / "tower"), "hidden_size": 32}
+    start["make_start"](str(folder / "start"), "prompt_embeds", str(folder / "phi3"), clip)
+    config = json.loads((folder / "start" / "config.json").read_text())
+    assert config["frame_encoders"] == ["clip", "vace"] and config["vace_config"]["prompt_embeds"] == "prompt_embeds"
+    config["frame_encoders"] = ["clip"]
+    del config["vace_config"]
+    config = GroundedVideoDiTConfig(**config)
+    torch.manual_seed(0)
+    GroundedVideoDiTForConditionalGeneration(config).save_pretrained(folder / "start")
+    return folder / "start"
+
+
+@every_videodit_recipe
+def test_the_launch_line_of_grounded_videodit_trains(
+    recipe, videodit_start, event_world, preferences, tmp_path, monkeypatch
+):
+    """What the paper trains, and nothing else: a LoRA on all linear layers, what is new, and rows of new tokens."""
+    rows = event_world["train"] if recipe.stem == "sft" else preferences
+    rows.filter(lambda row: row["videos"]).select(range(2)).save_to_disk(tmp_path / "rows")
+    monkeypatch.chdir(tmp_path)
+    launch, *others = commands_of(recipe)
+    several = ["accelerate", "launch", "--config_file", "recipes/accelerate/zero2.yaml", launch[2], "..."]
+    assert several in others and "Not measured" in comment_of(recipe)
+    words = [
+        launch[2], "--config", str(recipe), "--dataset_name", str(tmp_path / "rows"), "--model_name_or_path",
+        str(videodit_start), "--max_steps", "1", "--gradient_accumulation_steps", "1", "--logging_steps", "1",
+        "--use_cpu", "true", "--disable_tqdm", "true", "--dtype", "float32", "--bf16", "false", "--warmup_steps", "0",
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", words)
+    runpy.run_path(str(ROOT / launch[2]), run_name="__main__")
+    output = tmp_path / yaml.safe_load(recipe.read_text())["output_dir"]
+    names = adapter_of(output).keys()
+    assert all(value.any() for name, value in adapter_of(output).items() if "lora_B" in name)
+    model = GroundedVideoDiTForConditionalGeneration.from_pretrained(videodit_start)
+    layers = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+    parts = [*(f"{layer}.lora_B" for layer in layers), *model.trained_parts, "embed_tokens", "lm_head"]
+    for part in parts:
+        assert any(part in name for name in names), part
+    assert all(any(part in name for part in [*parts, "lora_A"]) for name in names)
+
+
+def test_the_recipe_of_grounded_videodit_is_the_papers(videodit_start):
+    settings = yaml.safe_load(VIDEODIT_RECIPES[-1].read_text())
+    assert (settings["lora_r"], settings["lora_alpha"], settings["learning_rate"]) == (64, 128, 1e-4)
+    assert settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"] == 128
+    processor = transformers.AutoProcessor.from_pretrained(videodit_start)
+    assert (processor.num_frames, processor.num_object_tokens, processor.num_time_anchors) == (96, 4, 8)
+
+
+@every_videodit_recipe
+def test_grounded_videodit_cannot_be_planned(recipe, videodit_start, capsys):
+    assert main(["plan", str(recipe), "--model_name_or_path", str(videodit_start)]) == 1
+    assert "is a Grounded-VideoDiT, for whose memory there are no estimates" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("module", [examples.sft, examples.fpo], ids=["sft", "fpo"])

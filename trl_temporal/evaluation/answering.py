@@ -16,6 +16,7 @@ from ..data.frame_cache import FrameCache
 from ..data.schema import coerce_videos, video_key
 from ..models.grounded_videodit import GroundedVideoDiTConfig, load_frame_encoder
 from ..objects.frame_features import FrameFeatureReader, LiveFrameFeatures
+from ..objects.frame_features_path import read_frames_of
 from ..synthesis.endpoint import ChatEndpoint
 from ..video import Video, VideoError, load_row_video
 from .endpoint_texts import ask_endpoint
@@ -196,6 +197,8 @@ class Answering:
         return load_row_video(entry, fps=self.fps, num_frames=self.num_frames, max_frames=self.max_frames, size=size)
 
     def _reader(self) -> FrameCache:
+        if self.has_spans:
+            return read_frames_of(self.processor, self.fps, self.max_frames, self.num_frames, self.size)
         return self._frames(self.size if self.has_evidence else self.size or 224)
 
     def _frames(self, size: int | None) -> FrameCache:
@@ -205,7 +208,7 @@ class Answering:
             num_frames=self.num_frames,
             size=size,
             max_frames=self.max_frames,
-            center_crop=self.has_evidence and not self.has_spans and self.processor.center_crop,
+            center_crop=self.has_evidence and self.processor.center_crop,
         )
 
     def _cached(self) -> Callable[[dict], CachedVideo]:
@@ -218,7 +221,14 @@ class Answering:
     def _row_features(self) -> Callable[[dict], CachedVideo]:
         """Reads or makes what the frozen frame encoders make of the video of a row; they are loaded once."""
         if self._features is None:
-            encoder, read_video = load_frame_encoder(self.model.config, device=self.model.device), self._reader()
+            read_video = self._reader()
+            try:
+                encoder = load_frame_encoder(self.model.config, device=self.model.device)
+            except (ImportError, OSError):  # stored features need neither the encoders nor diffusers
+                if self.feature_cache is None:
+                    raise
+                self._features = FrameFeatureReader.open_stored(self.feature_cache, read_video.sampling)
+                return self._features
             if self.feature_cache is None:
                 self._features = LiveFrameFeatures(encoder, read_video)
             else:

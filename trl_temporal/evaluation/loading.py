@@ -15,7 +15,8 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from ..models.d2vlm import D2VLMBackboneProcessor, D2VLMForConditionalGeneration  # the Auto classes know a D2VLM
+from ..models import grounded_videodit  # noqa: F401  # the Auto classes know it, and a D2VLM
+from ..models.d2vlm import D2VLMBackboneProcessor, D2VLMForConditionalGeneration
 
 
 def load_config(name: str, **from_hub) -> PreTrainedConfig:

@@ -63,7 +63,8 @@ class _GroundedCollator:
             if len(entries) != 1:
                 raise RowError(
                     f"row {row.get('id')!r}, column 'videos': has {len(entries)} videos, and this model is shown one. "
-                    "Remove the row, or train it with another model."
+                    "Remove the row, or train it with another model. (`on_bad_sample='skip'` leaves out a video "
+                    "that turns bad in training in the same way, which this model cannot do.)"
                 )
             key = (video_key(entries[0]), objects_id(row))
             if key not in seen:

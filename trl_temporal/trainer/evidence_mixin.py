@@ -41,7 +41,7 @@ from ..models.grounded_videodit import span_cross_entropy
 from ..objects.frame_features_path import read_frames_of
 from .bad_rows import SKIPPED, BadRowCollator, share_error, write_skipped
 from .blank_video import OWN_COLLATORS, blank_inputs
-from .frame_features import GROUNDED_COLLATORS, GROUNDED_VIDEODIT_PAPER, open_frame_features
+from .frame_features import GROUNDED_COLLATORS, GROUNDED_VIDEODIT_PAPER, find_bad_objects, open_frame_features
 from .fused_forward import EvidenceFusedOutput, frame_spans
 from .resumable import ResumableTrainerMixin
 from .sharding import EXACT_IN_BATCH, gathered, hide_exact, is_sharded, show_exact
@@ -190,6 +190,8 @@ class EvidenceTrainerMixin(ResumableTrainerMixin):
 
     def _open_frame_features(self) -> None:
         """Has the collator read what the frozen frame encoders make of the videos; what lacks is made now."""
+        if self.args.release_quirks:
+            raise ValueError("`release_quirks=True` is for a D2VLM, whose code was released: leave it out.")
         if not isinstance(self.data_collator, GROUNDED_COLLATORS) or self.data_collator.read_features is not None:
             return
         datasets_of_rows = [self.train_dataset]
@@ -200,6 +202,7 @@ class EvidenceTrainerMixin(ResumableTrainerMixin):
             self.args.feature_cache,
             [rows for rows in datasets_of_rows if rows is not None],
             self.accelerator,
+            on_bad_sample=self.args.on_bad_sample,
             progress=self.args.should_log and not self.args.disable_tqdm,
         )
 
@@ -295,6 +298,8 @@ class EvidenceTrainerMixin(ResumableTrainerMixin):
                 manifest = manifest.with_name(f"skipped_videos_{name}.jsonl")
             return apply_manifest(dataset, args.video_manifest, "skip", manifest)
         bad = dict(find_bad_videos(dataset, self.read_video, self._progress(args, name)))
+        if self._has_spans:
+            bad |= dict(find_bad_objects(dataset))
         return drop_rows(dataset, bad, manifest, indices)
 
     def _progress(self, args, name: str) -> str | None:

@@ -4,6 +4,7 @@
 import os
 import textwrap
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -12,9 +13,11 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import ConcatDataset
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from ..data.errors import RowError
 from ..data.feature_cache import FeatureCache, stored_keys
+from ..data.feature_key import FeatureCacheError
 from ..data.frame_cache import FrameCache
 from ..models.grounded_videodit import load_frame_encoder
 from ..objects.collator import GroundedCollator, GroundedPreferenceCollator
@@ -22,6 +25,8 @@ from ..objects.frame_features import FrameFeatureReader, build_frame_features, o
 from ..objects.row_masks import masks_at
 from ..objects.stage import OBJECT_FEATURES
 from .bad_rows import share_error
+
+logger = logging.get_logger(__name__)
 
 GROUNDED_COLLATORS = (GroundedCollator, GroundedPreferenceCollator)
 OBJECT_COLUMNS = tuple(OBJECT_FEATURES)
@@ -59,7 +64,8 @@ def open_frame_features(
         read_video ([`~trl_temporal.data.frame_cache.FrameCache`]):
             Reader of videos.
         root (`str` or `os.PathLike`, *optional*):
-            Folder of caches. Defaults to `trl_temporal/features` in the Hugging Face cache.
+            Folder of caches. Defaults to `trl_temporal/features` in the Hugging Face cache. Where one is named that
+            holds the features of all rows, neither the encoders nor diffusers need be there.
         rows (`list[datasets.Dataset]`):
             Data sets for training and evaluation.
         accelerator (`Accelerator`):
@@ -74,6 +80,7 @@ def open_frame_features(
 
     Raises:
         ValueError: for a stream of rows, whose videos are not known before.
+        FeatureCacheError: if the encoders cannot be loaded, and their features are not all there.
         VideoError: if a video is bad and `on_bad_sample` is `"raise"`. The other processes raise a `RuntimeError`
             with its words.
     """
@@ -82,8 +89,13 @@ def open_frame_features(
             "The rows are a stream, but the videos of a Grounded-VideoDiT are encoded before the first step. Load "
             "them without streaming."
         )
+    try:
+        encoder = load_frame_encoder(model.config, device=accelerator.device)
+    except (ImportError, OSError) as missing:
+        if root is None:
+            raise
+        return _open_stored(root, read_video, rows, missing)
     root = root or os.path.join(datasets.config.HF_CACHE_HOME, "trl_temporal", "features")
-    encoder = load_frame_encoder(model.config, device=accelerator.device)
     report = error = None
     try:  # of all splits at once, so that the weights of the encoder are hashed once, and a split may have no video
         report = build_frame_features(
@@ -105,6 +117,21 @@ def open_frame_features(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return FrameFeatureReader(FeatureCache(report.folder, stored_keys(Path(root))[report.folder]))
+
+
+def _open_stored(
+    root: str | os.PathLike, read_video: FrameCache, rows: list[datasets.Dataset], missing: Exception
+) -> FrameFeatureReader:
+    """The features in a folder without the encoders that made them, if they are those of all rows."""
+    reader = FrameFeatureReader.open_stored(root, read_video.sampling)
+    logger.warning(f"The frame encoders cannot be loaded; what {root} holds is taken for theirs. ({missing})")
+    for row in chain.from_iterable(map(object_rows, rows)):
+        if row.get("videos") and row not in reader:
+            raise FeatureCacheError(
+                f"row {row.get('id')!r}: {root} has no features of its video{' and objects' * reader.uses_masks}, and "
+                f"the frame encoders that make them cannot be loaded: {missing}"
+            ) from missing
+    return reader
 
 
 def find_bad_objects(dataset: datasets.Dataset) -> Iterator[tuple[int, RowError]]:

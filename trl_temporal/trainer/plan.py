@@ -266,6 +266,11 @@ def _empty_model(script_args: DataArguments, model_args: ModelConfig) -> tuple[P
     """The model without memory, and its processor."""
     name, revision = model_args.model_name_or_path, {"revision": model_args.model_revision}
     config = AutoConfig.from_pretrained(name, **revision)
+    if config.model_type == "grounded_videodit":
+        raise ValueError(
+            f"{name} is a Grounded-VideoDiT, for whose memory there are no estimates. `trl-temporal cache build` says "
+            "what its features take before it makes them; for a step of training, try one with `max_steps: 1`."
+        )
     dtype = config.dtype or torch.float32 if model_args.dtype == "auto" else model_args.dtype
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype)

@@ -12,6 +12,7 @@ from trl import ModelConfig, get_peft_config
 from ..data.validation import load_rows
 from ..models.d2vlm import D2VLMForConditionalGeneration  # the Auto classes know a D2VLM from here on
 from ..models.d2vlm.processing_d2vlm import D2VLMBackboneProcessor
+from .evidence_sft_trainer import GROUNDED_MODELS
 from .sharding import adapting
 
 
@@ -112,14 +113,14 @@ def model_name(model_args: ModelConfig) -> str:
 
 
 def adds_evidence(script_args: DataArguments, config: PreTrainedConfig) -> bool:
-    """Whether evidence tokens are to be added: a D2VLM has its own already."""
-    return script_args.evidence_tokens and config.model_type != "d2vlm"
+    """Whether evidence tokens are to be added: models with heads for grounding have their own already."""
+    return script_args.evidence_tokens and config.model_type not in GROUNDED_MODELS
 
 
 def lora_config(model_args: ModelConfig, model: PreTrainedModel | PeftModel, processor) -> PeftConfig | None:
     """
     The new adapter that a recipe asks for. Of a D2VLM the evidence heads are trained whole, and the rows of the
-    evidence tokens.
+    evidence tokens; of a Grounded-VideoDiT its `trained_parts`, and the rows of evidence and time tokens.
 
     Args:
         model_args ([`~trl.ModelConfig`]):
@@ -135,9 +136,13 @@ def lora_config(model_args: ModelConfig, model: PreTrainedModel | PeftModel, pro
     if isinstance(model, PeftModel):
         return None
     config = get_peft_config(model_args)
-    if config is not None and model.config.model_type == "d2vlm":
-        config.modules_to_save = [*(config.modules_to_save or []), "evi_head", "frame_head"]
+    if config is not None and model.config.model_type in GROUNDED_MODELS:
+        is_d2vlm = model.config.model_type == "d2vlm"
+        parts = ["evi_head", "frame_head"] if is_d2vlm else model.trained_parts
+        config.modules_to_save = [*(config.modules_to_save or []), *parts]
         rows = [processor.evidence_token_id, processor.evidence_end_token_id]
+        if not is_d2vlm and processor.writes_times:
+            rows += processor.tokenizer.convert_tokens_to_ids(processor.time_tokens.tokens)
         config.trainable_token_indices = {"embed_tokens": rows}
         if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
             config.trainable_token_indices["lm_head"] = rows

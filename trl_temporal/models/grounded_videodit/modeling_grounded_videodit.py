@@ -537,6 +537,9 @@ class GroundedVideoDiTForConditionalGeneration(GroundedVideoDiTPreTrainedModel, 
         logits_to_keep: int = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
         return_dict: bool | None = None,
+        inputs_embeds: None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
     ) -> GroundedVideoDiTCausalLMOutput:
         r"""
         See [`GroundedVideoDiTModel.forward`]; in addition
@@ -549,6 +552,9 @@ class GroundedVideoDiTForConditionalGeneration(GroundedVideoDiTPreTrainedModel, 
             num_items_in_batch (`int`, *optional*):
                 Divide the summed loss by this count instead of the batch's own labels (gradient accumulation).
         """
+        # The last three are there for peft, which hands them on to every language model.
+        if inputs_embeds is not None or output_attentions or output_hidden_states:
+            raise ValueError("`inputs_embeds`, `output_attentions` and `output_hidden_states` are not supported here.")
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -33,9 +33,10 @@ class VideoInput:
         noise_seed (`int`, *optional*, defaults to `0`):
             What the noise of the encoder `"dtl_feature"` is drawn from.
         union (`np.ndarray` of shape `(T, height, width)`, *optional*):
-            Union of the objects' masks, bool; all ones where there is no track.
+            Union of the objects' masks, bool or the share of each place that is covered; all ones where there is no
+            track.
         tracks (`np.ndarray` of shape `(M, T, height, width)`, *optional*):
-            Mask of each object, bool.
+            Mask of each object, bool or the share of each place that is covered.
         boxes (`np.ndarray` of shape `(M, T, 4)`, *optional*):
             Centre, width and height of the objects in shares of the frame.
         scores (`np.ndarray` of shape `(M,)`, *optional*):

@@ -73,6 +73,7 @@ class PromptRow(TypedDict):
     videos: NotRequired[list[VideoEntry]]
     images: NotRequired[list]
     prompt_spans: NotRequired[list[Interval]]
+    objects: NotRequired[list[str]]
     duration: NotRequired[float]
     id: NotRequired[str]
     task: NotRequired[str]

@@ -53,8 +53,9 @@ demo: $(STAMP)
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		--num_cpu_threads_per_process $(THREADS) examples/fpo.py
 
+# The same examples of the property tests every time; `pytest` alone draws new ones.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --hypothesis-profile ci
 
 quality: $(STAMP)
 	$(BIN)/ruff check .
